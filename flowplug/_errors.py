@@ -1,0 +1,41 @@
+"""Every error flowplug raises on purpose; each also derives from the built-in a caller would expect."""
+
+
+class FlowplugError(Exception):
+    """Base class of all errors raised by flowplug."""
+
+
+class ShapeError(FlowplugError, ValueError):
+    """A tensor's shape does not fit the transform."""
+
+
+class DtypeError(FlowplugError, TypeError):
+    """A tensor's dtype is not floating point, or differs from that of the transform's parameters."""
+
+
+class DeviceError(FlowplugError, ValueError):
+    """A tensor lies on another device than the transform's parameters."""
+
+
+class NonFiniteError(FlowplugError, ValueError):
+    """A tensor holds NaN or infinity."""
+
+
+class ContextError(FlowplugError, ValueError):
+    """The context is missing, or its shape, dtype or device does not fit."""
+
+
+class LipschitzError(FlowplugError, ValueError):
+    """A Lipschitz bound is unknown, or too large for the residual map to be invertible."""
+
+
+class NotConverged(FlowplugError, RuntimeError):
+    """A solver reached its step limit, or diverged, before every sample met its tolerance."""
+
+
+class InverseNotAvailable(FlowplugError, NotImplementedError):
+    """The transform has no inverse."""
+
+
+class SecondDerivativeError(FlowplugError, RuntimeError):
+    """A derivative was asked for that is only available to first order."""

@@ -1,0 +1,73 @@
+"""Where the random numbers of log-det estimates come from, and whether log-dets are computed at all."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Generator
+
+_seed: ContextVar[int | None] = ContextVar("flowplug_seed", default=None)
+_skip: ContextVar[bool] = ContextVar("flowplug_no_logdet", default=False)
+
+
+class Noise(NamedTuple):
+    """Generators of one estimate: ``host`` for series lengths, ``device`` for probes; ``None`` is torch's own."""
+
+    host: Generator | None = None
+    device: Generator | None = None
+
+
+def seeded_noise(seed: int, device: torch.device) -> Noise:
+    """Private generators: the same seed gives the same estimate, and torch's global generators are left alone."""
+    return Noise(Generator("cpu").manual_seed(seed), Generator(device).manual_seed(seed))
+
+
+@contextlib.contextmanager
+def fixed_noise(seed: int) -> Iterator[None]:
+    """Within this context stochastic log-dets repeat: the same inputs give the same estimate.
+
+    Each transform mixes ``seed`` with one of its own, so estimates of different transforms stay independent.
+
+    Args:
+        seed: Any integer.
+
+    Example:
+        >>> transform = ResidualTransform(LipschitzMLP(2), logdet=PowerSeries())
+        >>> x = torch.randn(5, 2)
+        >>> with fixed_noise(0):
+        ...     torch.equal(transform(x)[1], transform(x)[1])
+        True
+    """
+    token = _seed.set(seed)
+    try:
+        yield
+    finally:
+        _seed.reset(token)
+
+
+@contextlib.contextmanager
+def no_logdet() -> Iterator[None]:
+    """Within this context residual transforms skip the log-det and return zeros for it, which makes sampling cheaper.
+
+    Example:
+        >>> transform = ResidualTransform(LipschitzMLP(2))
+        >>> with no_logdet():
+        ...     x, zeros = transform.inverse(torch.randn(5, 2))
+    """
+    token = _skip.set(True)
+    try:
+        yield
+    finally:
+        _skip.reset(token)
+
+
+def current_seed() -> int | None:
+    """The seed of the innermost `fixed_noise`, or ``None``."""
+    return _seed.get()
+
+
+def logdet_skipped() -> bool:
+    """Whether the caller is inside `no_logdet`."""
+    return _skip.get()

@@ -1,0 +1,140 @@
+"""Residual flows."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowplug._branch import Branch
+from flowplug._errors import ShapeError
+from flowplug._noise import Noise, current_seed, logdet_skipped, seeded_noise
+from flowplug._transform import Transform
+from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound, require_contraction
+from flowplug.logdet._default import LogDet, default_logdet
+from flowplug.solvers._fixed_point import FixedPoint
+from flowplug.solvers._implicit import Solver, solve
+
+Method = Callable[["ResidualTransform", Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def _outside_inference_mode(method: Method) -> Method:
+    """Estimators differentiate, which inference mode forbids: there, works on ordinary copies under ``no_grad``."""
+
+    @functools.wraps(method)
+    def wrapped(self: "ResidualTransform", x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not torch.is_inference_mode_enabled():
+            return method(self, x, context)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            return method(self, x.clone(), None if context is None else context.clone())
+
+    return wrapped
+
+
+class ResidualTransform(Transform):
+    r"""A residual flow :math:`y = x + g(x, c)` with a contraction g.
+
+    .. math:: \log|\det \partial y / \partial x| = \log\det(I + J_g(x)), \qquad \operatorname{Lip}_x(g) < 1
+
+    Invertible by fixed point, with a free-form Jacobian. Estimates of the log-det are unbiased in value and gradient.
+    In train mode they use fresh noise from torch's generators (or that of `fixed_noise`); in eval mode the noise is
+    fixed per transform, so that repeated calls agree.
+
+    Args:
+        g: The residual branch; keeps the shape of x. Its `lipschitz_bound` must be known and below 1. A branch with an
+            attribute ``context_features`` > 0 is called as ``g(x, context)``.
+        logdet: `ExactLogDet`, `PowerSeries`, ... for train mode. ``None``: chosen by the dimension of the events, exact
+            where that costs no more than an estimate.
+        eval_logdet: The same for eval mode. ``None``: exact while affordable, else 20 exact terms and roulette.
+        solver: Solves for the inverse.
+        event_dim: Number of event dimensions; ``None`` takes it from ``g.event_shape``, or 1.
+
+    Raises:
+        LipschitzError: The bound of g is unknown, or not below 1 (at construction, in eval mode and in `inverse`).
+        ShapeError: ``event_dim`` contradicts ``g.event_shape``, or g changes the shape of its input.
+        NotConverged: The inverse did not converge.
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
+    and Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, "Invertible Residual Networks", ICML 2019.
+
+    Example:
+        >>> transform = ResidualTransform(LipschitzMLP(2, (64, 64)))
+        >>> x = torch.randn(5, 2)
+        >>> y, ladj = transform(x)
+        >>> torch.allclose(transform.inverse(y)[0], x, atol=1e-5)
+        True
+    """
+
+    noise_seed: Tensor
+
+    def __init__(
+        self,
+        g: nn.Module,
+        *,
+        logdet: LogDet | None = None,
+        eval_logdet: LogDet | None = None,
+        solver: Solver = FixedPoint(),  # noqa: B008 -- frozen and stateless
+        event_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.g = g
+        require_contraction(type(g).__name__, self.lipschitz)
+        self.logdet, self.eval_logdet, self.solver = logdet, eval_logdet, solver
+        self.event_shape = getattr(g, "event_shape", None)
+        known = 1 if self.event_shape is None else len(self.event_shape)
+        if event_dim is not None and event_dim != known and self.event_shape is not None:
+            raise ShapeError(f"event_dim={event_dim} contradicts the event shape {self.event_shape} of g")
+        self.event_dim = known if event_dim is None else event_dim
+        self.context_features = getattr(g, "context_features", 0)
+        # Part of the state, so that a loaded model repeats the log-dets of the saved one.
+        self.register_buffer("noise_seed", torch.randint(2**31, ()))
+
+    @property
+    def lipschitz(self) -> LipschitzBound:
+        """The bound of g from the weights in use."""
+        return lipschitz_bound(self.g)
+
+    @_outside_inference_mode
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch, rows, branch = self._rows(x, context)
+        if not self.training:
+            require_contraction(type(self.g).__name__, branch.lipschitz_bound())
+        gx, ladj = self._evaluate(branch, rows)
+        return (rows + gx).reshape(x.shape), ladj.reshape(batch)
+
+    @_outside_inference_mode
+    def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch, rows, branch = self._rows(y, context)
+        bound = branch.lipschitz_bound()
+        require_contraction(type(self.g).__name__, bound)
+        x = solve(self.solver, branch, rows, bound)
+        ladj = x.new_zeros(len(x)) if logdet_skipped() else self._evaluate(branch, x)[1]
+        return x.reshape(y.shape), -ladj.reshape(batch)
+
+    def _rows(self, x: Tensor, context: Tensor | None) -> tuple[torch.Size, Tensor, Branch]:
+        batch, event = x.shape[: x.dim() - self.event_dim], x.shape[x.dim() - self.event_dim :]
+        count = math.prod(batch)
+        if context is not None:
+            context = context.reshape(count, self.context_features)
+        return batch, x.reshape(count, *event), Branch.of(self.g, context)
+
+    def _evaluate(self, branch: Branch, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``g(x): (B, *event)`` and the log-det ``(B,)``."""
+        if logdet_skipped():
+            return branch(x), x.new_zeros(len(x))
+        logdet = self.logdet if self.training else self.eval_logdet
+        if logdet is None:
+            logdet = default_logdet(math.prod(x.shape[1:]), training=self.training)
+        seed = current_seed()
+        if self.training and seed is None:
+            noise = Noise()
+        else:
+            noise = seeded_noise((seed or 0) ^ int(self.noise_seed), x.device)
+        gx, ladj = logdet(branch, x, noise)
+        # Estimators turn autograd on for their products; outside, the caller's mode holds.
+        return (gx, ladj) if torch.is_grad_enabled() else (gx.detach(), ladj.detach())
+
+    def extra_repr(self) -> str:
+        """Names the strategies."""
+        return f"logdet={self.logdet}, eval_logdet={self.eval_logdet}, solver={self.solver}"

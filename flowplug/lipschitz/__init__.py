@@ -1,0 +1,1 @@
+"""Lipschitz-bounded layers and networks, their norms, and certificates."""

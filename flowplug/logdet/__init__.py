@@ -1,0 +1,1 @@
+"""Estimators of log|det(I + J)|: one axis a file, combined by keyword."""

@@ -1,0 +1,1 @@
+"""Solvers for the inverse of residual maps, and its derivative."""

@@ -1,0 +1,177 @@
+"""One table of constructors drives every law over the core, and again over every adapter.
+
+A new transform is one line here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flowplug_nflows
+import flowplug_normflows
+import flowplug_zuko
+import normflows as nf
+import torch
+from torch import nn
+
+import flowplug as fp
+
+
+class HostView(nn.Module):
+    """Shows a host's transform through the pair protocol, data to latent."""
+
+    def __init__(self, host):
+        super().__init__()
+        self.host = host
+
+
+class NflowsView(HostView):
+    def forward(self, x, context=None):
+        return self.host(x, context)
+
+    def inverse(self, y, context=None):
+        return self.host.inverse(y, context)
+
+
+class NormflowsView(HostView):
+    def forward(self, x, context=None):
+        return self.host.inverse(x, context)
+
+    def inverse(self, y, context=None):
+        return self.host.forward(y, context)
+
+
+class ZukoView(HostView):
+    def forward(self, x, context=None):
+        return self.host(context).call_and_ladj(x)
+
+    def inverse(self, y, context=None):
+        return self.host(context).inv.call_and_ladj(y)
+
+
+@dataclass(frozen=True)
+class Row:
+    make: Callable[..., nn.Module]
+    event: tuple[int, ...] = (3,)
+    context: int = 0
+    exempt: tuple[str, ...] = ()
+
+    def inputs(self, rows=4):
+        x = torch.randn(rows, *self.event)
+        return x, torch.randn(rows, self.context) if self.context else None
+
+
+def small_mlp(features=3, **keywords):
+    return fp.LipschitzMLP(features, (8, 8), **keywords)
+
+
+def residual(*, logdet=None, eval_logdet=None, solver=None, event=3, **keywords):
+    solver = fp.FixedPoint() if solver is None else solver
+    return fp.ResidualTransform(small_mlp(event, **keywords), logdet=logdet, eval_logdet=eval_logdet, solver=solver)
+
+
+def sequential(**keywords):
+    g = nn.Sequential(fp.LipschitzLinear(3, 8, bound=0.9), nn.Tanh(), fp.LipschitzLinear(8, 3, bound=0.9))
+    return fp.ResidualTransform(g, **keywords)
+
+
+def composed(**keywords):
+    parts = [fp.ActNorm(3), residual(), residual(context_features=2), fp.ActNorm(3)]
+    return fp.ComposedTransform(*parts, **keywords)
+
+
+def inverse(**keywords):
+    return fp.InverseTransform(residual(), **keywords)
+
+
+def using(logdet):
+    """A residual transform with this estimator in train and eval mode, and a branch it has finite variance for."""
+
+    def make(**keywords):
+        return residual(logdet=logdet, eval_logdet=logdet, bound=0.7, **keywords)
+
+    return make
+
+
+def on(view, make, **fixed):
+    """A host's constructor behind its view."""
+
+    def build(**keywords):
+        return view(make(**fixed, **keywords))
+
+    return build
+
+
+ROULETTE = fp.Roulette(fp.Geometric(0.4), exact=2)
+
+CORE = {
+    "ActNorm": Row(lambda **k: fp.ActNorm(3, **k)),
+    "ActNorm image": Row(lambda **k: fp.ActNorm(2, event_dim=3, **k), event=(2, 2, 2)),
+    "Residual": Row(residual),
+    "Residual d=1": Row(lambda **k: residual(event=1, **k), event=(1,)),
+    "Residual context": Row(lambda **k: residual(context_features=2, **k), context=2),
+    "Residual image": Row(lambda **k: residual(event=(2, 2, 2), **k), event=(2, 2, 2)),
+    "Residual Gram": Row(lambda **k: residual(norm=fp.Gram(), **k)),
+    "Residual LipSwish": Row(lambda **k: residual(activation=fp.LipSwish, **k)),
+    "Residual tanh": Row(lambda **k: residual(activation=nn.Tanh, **k)),
+    "Residual Sequential": Row(sequential),
+    "Composed": Row(composed, context=2),
+    # The oracle of this law is a second derivative, which the inverse of a residual transform refuses.
+    "Inverse": Row(inverse, exempt=("gradient of the ladj",)),
+    "PowerSeries": Row(using(fp.PowerSeries(terms=ROULETTE))),
+    "PowerSeries context": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(context_features=2, **k), context=2),
+    "PowerSeries image": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(event=(2, 2, 2), **k), event=(2, 2, 2)),
+    "PowerSeries Autograd": Row(using(fp.PowerSeries(terms=ROULETTE, gradient=fp.Autograd()))),
+    "PowerSeries Gaussian": Row(using(fp.PowerSeries(terms=ROULETTE, probes=fp.Gaussian()))),
+    "PowerSeries two probes": Row(using(fp.PowerSeries(terms=ROULETTE, probes=fp.Rademacher(samples=2)))),
+    "PowerSeries Poisson": Row(using(fp.PowerSeries(terms=fp.Roulette(fp.Poisson(2.0), exact=3)))),
+    "PowerSeries no exact term": Row(using(fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.4), exact=0)))),
+    "PowerSeries long": Row(using(fp.PowerSeries(terms=fp.Truncated(150)))),
+}
+
+
+def nflows_residual(**k):
+    return on(NflowsView, flowplug_nflows.ResidualTransform, features=3, hidden_features=8)(**k)
+
+
+def nflows_context(**k):
+    make = flowplug_nflows.ResidualTransform
+    return on(NflowsView, make, features=3, hidden_features=8, context_features=2)(**k)
+
+
+def normflows_residual(**k):
+    return on(NormflowsView, flowplug_normflows.Residual, net=small_mlp(context_features=2))(**k)
+
+
+def normflows_own_net(**k):
+    # The power iteration of normflows stops a little below the norm.
+    net = nf.nets.LipschitzMLP([3, 8, 3], lipschitz_const=0.8, init_zeros=False)
+    return on(NormflowsView, flowplug_normflows.Residual, net=net)(**k)
+
+
+def zuko_residual(**k):
+    return on(ZukoView, flowplug_zuko.ResidualTransform, features=3, hidden_features=(8, 8))(**k)
+
+
+def zuko_context(**k):
+    make = flowplug_zuko.ResidualTransform
+    return on(ZukoView, make, features=3, context=2, hidden_features=(8, 8))(**k)
+
+
+def zuko_stochastic(**k):
+    make = flowplug_zuko.ResidualTransform
+    return on(ZukoView, make, features=3, hidden_features=(8, 8), exact=False, bound=0.7)(**k)
+
+
+ADAPTERS = {
+    "nflows": Row(nflows_residual),
+    "nflows context": Row(nflows_context, context=2),
+    "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
+    "normflows": Row(normflows_residual, context=2),
+    # normflows' layers multiply by ones of torch's default dtype: they run in no other.
+    "normflows own net": Row(normflows_own_net, exempt=("shape and dtype",)),
+    "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
+    "zuko": Row(zuko_residual),
+    "zuko context": Row(zuko_context, context=2),
+    "zuko stochastic": Row(zuko_stochastic),
+    "zuko ActNorm": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.ActNorm(3), **k))),
+}

@@ -1,0 +1,27 @@
+"""Options and settings shared by all tests."""
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="device every test runs on")
+    parser.addoption("--dtype", choices=["float32", "float64"], default="float64", help="dtype every test runs in")
+
+
+def pytest_configure(config):
+    torch.set_default_device(config.getoption("--device"))
+    torch.set_default_dtype(getattr(torch, config.getoption("--dtype")))
+    # The tensors are tiny: more threads only wait for each other.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def eps():
+    """One unit of rounding of the dtype under test."""
+    return torch.finfo(torch.get_default_dtype()).eps
