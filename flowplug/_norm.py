@@ -13,8 +13,9 @@ class ActNorm(Transform):
     .. math:: y = \frac{x - m}{s} \exp(a) + b, \qquad \mathrm{ladj} = n \sum_i (a_i - \log s_i)
 
     m and s are the mean and standard deviation of the first batch met by `forward` in train mode, kept in buffers
-    (saved, loaded, and broadcast by DDP); a and b are parameters that start at 0. Before that batch, m = 0 and s = 1.
-    For images the features are the channels, and n is the number of pixels.
+    (saved, loaded, and broadcast by DDP); a and b are parameters that start at 0. Before that batch, m = 0 and s = 1;
+    they stay so in a flow whose training starts with `inverse`, as for a reverse KL divergence. For images the features
+    are the channels, and n is the number of pixels.
 
     Reference: Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", NeurIPS 2018, section 3.1.
 
@@ -57,6 +58,9 @@ class ActNorm(Transform):
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
+        if self.training and torch.is_grad_enabled():
+            # A later forward must not change the map that this graph differentiates.
+            self.initialized.fill_(1)
         x = (y - self._wide(self.shift)) * self._wide(self.std / self.log_scale.exp()) + self._wide(self.mean)
         return x, -self._ladj(y)
 

@@ -204,7 +204,7 @@ def differentiates_the_inverse(case: Case) -> None:
 
 
 def respects_its_bound(case: Case) -> None:
-    """After 200 Adam steps that enlarge the Jacobian of g, without a manual call, its norm is within the stated bound."""
+    """After 200 Adam steps that enlarge the Jacobian of g, without a manual call, it is within the stated bound."""
     transform = case.build(training=True)
     for residual in transform.modules():
         if not isinstance(residual, ResidualTransform):

@@ -6,14 +6,14 @@ A new transform is one line here.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import flowplug_nflows
-import flowplug_normflows
-import flowplug_zuko
 import normflows as nf
 import torch
 from torch import nn
 
 import flowplug as fp
+import flowplug_nflows
+import flowplug_normflows
+import flowplug_zuko
 
 
 class HostView(nn.Module):

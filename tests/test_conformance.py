@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import ADAPTERS, CORE
 
+from cases import ADAPTERS, CORE
 from flowplug.testing import LAWS, Case, check_transform
 
 TABLE = {**CORE, **ADAPTERS}

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import residual
 from torch import nn
 
 import flowplug as fp
+from cases import residual
 from flowplug.testing import LAWS, Case, ConformanceError
 
 

@@ -77,7 +77,7 @@ class ResidualTransform(NflowsTransform):
         features: int | Sequence[int],
         hidden_features: int,
         context_features: int | None = None,
-        num_blocks: int = 2,
+        num_blocks: int = 1,
         activation: Callable[[], nn.Module] = fp.Sine,
         *,
         bound: float = 0.97,

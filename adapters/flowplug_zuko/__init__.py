@@ -114,7 +114,7 @@ class ResidualTransform(ZukoTransform):
         self,
         features: int | Sequence[int],
         context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] = (128,),
         *,
         exact: bool | None = None,
         activation: Callable[[], nn.Module] = fp.Sine,
@@ -147,7 +147,7 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         context: int = 0,
         transforms: int = 3,
         *,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] = (128,),
         exact: bool | None = None,
     ) -> None:
         layers: list[LazyTransform] = []

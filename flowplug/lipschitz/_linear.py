@@ -53,6 +53,7 @@ class LipschitzLinear(nn.Linear):
             raise LipschitzError(f"LipschitzLinear(bound=...) must be a positive finite number; got {bound}")
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.bound, self.norm = bound, norm
+        norm.initialize_(self.weight)
 
     def bounded_weight(self) -> Tensor:
         """The weight in use, ``(out_features, in_features)``."""

@@ -28,7 +28,8 @@ class LipschitzMLP(nn.Module):
 
     Args:
         features: Width of the events, or their shape (e.g. ``(3, 8, 8)``), which is flattened inside.
-        hidden_features: Widths of the hidden layers.
+        hidden_features: Widths of the hidden layers. At equal training time one wide layer a block and more blocks
+            beat deeper networks.
         context_features: Width of the context, 0 for none.
         bound: Upper bound on the Lipschitz constant of the whole network, in (0, 1).
         norm: The norm the bound holds in: `InfNorm` or `Gram`.
@@ -49,7 +50,7 @@ class LipschitzMLP(nn.Module):
     def __init__(
         self,
         features: int | Sequence[int],
-        hidden_features: Sequence[int] = (128, 128),
+        hidden_features: Sequence[int] = (128,),
         *,
         context_features: int = 0,
         bound: float = 0.97,

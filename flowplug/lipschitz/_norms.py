@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class OperatorNorm(Protocol):
@@ -21,6 +21,9 @@ class OperatorNorm(Protocol):
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
         """A weight of norm at most ``bound``; the identity where the weight already fits."""
+
+    def initialize_(self, weight: Tensor) -> None:
+        """Fills a weight in place with random values that suit the norm."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class InfNorm:
         """Shrinks every row whose absolute sum exceeds ``bound`` to that sum."""
         sums = weight.abs().sum(dim=1, keepdim=True)
         return weight * (bound / sums.clamp(min=bound))
+
+    @torch.no_grad()
+    def initialize_(self, weight: Tensor) -> None:
+        """Cubes of normal variates, each row scaled to an absolute sum of 1.
+
+        A row of n entries of like size passes on 1 / sqrt(n) of a random signal; heavy tails make a few entries carry
+        the row, so that the network uses its bound from the start.
+        """
+        weight.normal_().pow_(3)
+        weight.div_(weight.abs().sum(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,12 @@ class Gram:
 
     def measure(self, weight: Tensor) -> Tensor:
         """The certified upper bound."""
-        gram = weight @ weight.T if weight.shape[0] < weight.shape[1] else weight.T @ weight
         tiny = torch.finfo(weight.dtype).tiny
-        # G_k = exp(log_scale) * gram, with gram kept at Frobenius norm 1 against overflow.
+        # The bound does not depend on this scale, nor on those below; they keep powers from over- and underflow.
+        largest = weight.detach().abs().amax().clamp(min=tiny)
+        weight = weight / largest
+        gram = weight @ weight.T if weight.shape[0] < weight.shape[1] else weight.T @ weight
+        # G_k = exp(log_scale) * gram, with gram kept at Frobenius norm 1.
         log_scale = weight.new_zeros(())
         for _ in range(self.iterations - 1):
             norm = torch.linalg.matrix_norm(gram).clamp(min=tiny)
@@ -81,8 +97,12 @@ class Gram:
             gram = gram @ gram
             log_scale = 2 * (log_scale + norm.log())
         norm = torch.linalg.matrix_norm(gram).clamp(min=tiny)
-        return torch.exp((log_scale + norm.log()) / 2**self.iterations)
+        return largest * torch.exp((log_scale + norm.log()) / 2**self.iterations)
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
         """Scales the whole weight down if its bound exceeds ``bound``."""
         return weight * (bound / self.measure(weight).clamp(min=bound))
+
+    def initialize_(self, weight: Tensor) -> None:
+        """Orthogonal rows or columns: every singular value is 1."""
+        nn.init.orthogonal_(weight)

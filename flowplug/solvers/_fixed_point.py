@@ -66,14 +66,15 @@ class FixedPoint:
             # A finished sample that is still in the batch stays as it is.
             x = torch.where(_like(pending, x), x + residual, x)
             previous, size = size, event_norm(residual, norm)
+            scale = event_norm(x, norm) + event_norm(target, norm)
             if self.tol is None:
-                scale = event_norm(x, norm) + event_norm(target, norm)
                 # A contraction shrinks the residual at every step until rounding, of x or inside g, takes over.
                 met = (size <= epsilon * scale) | ((size >= previous) & (size <= 64 * epsilon * (scale + 1)))
             else:
                 met = size * lipschitz <= self.tol * (1 - lipschitz)
-            pending = pending & ~met
-            left, diverged = torch.stack([pending.sum(), (pending & ~size.isfinite()).sum()]).tolist()
+            finite = size.isfinite() & scale.isfinite()
+            pending = pending & ~(met & finite)
+            left, diverged = torch.stack([pending.sum(), (~finite).sum()]).tolist()
             if diverged:
                 break
             # Selecting rows costs about one evaluation of g, so it waits until half of them are done.

@@ -1,0 +1,229 @@
+"""The inverse: certified, loud when it fails, and differentiable once."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flowplug as fp
+from cases import residual, small_mlp
+
+
+class Wrong(nn.Module):
+    """A bounded, periodic g with slope up to 1.5, registered as 0.9."""
+
+    def forward(self, x):
+        return 1.5 * torch.sin(x)
+
+
+@fp.lipschitz_bound.register
+def _(module: Wrong):
+    return fp.LipschitzBound(0.9)
+
+
+class Growing(nn.Module):
+    """An unbounded g of slope 1.5, registered as 0.9."""
+
+    def forward(self, x):
+        return -1.5 * x
+
+
+@fp.lipschitz_bound.register
+def _(module: Growing):
+    return fp.LipschitzBound(0.9)
+
+
+def trained_to_stretch(transform, size, steps=30):
+    """Drives the weights of g to their bound."""
+    optimizer = torch.optim.Adam(transform.parameters(), lr=0.02)
+    for _ in range(steps):
+        x = torch.randn(32, size)
+        optimizer.zero_grad()
+        (-(transform(x)[1] ** 2).mean()).backward()
+        optimizer.step()
+    return transform
+
+
+class TestRoundTrip:
+    # 0.97 per residual layer, and 0.97 per layer of g.
+    @pytest.mark.parametrize("bound", [0.97, 0.97**3])
+    @pytest.mark.parametrize("norm", [fp.InfNorm(), fp.Gram()])
+    def test_10_000_points(self, bound, norm):
+        parts = [fp.ResidualTransform(fp.LipschitzMLP(6, (32, 32), bound=bound, norm=norm)) for _ in range(4)]
+        flow = fp.ComposedTransform(*parts)
+        x = torch.randn(10_000, 6)
+        limit = 1e-12 if x.dtype == torch.float64 else 1e-5
+        with torch.no_grad(), fp.no_logdet():
+            error = (flow.inverse(flow(x)[0])[0] - x).abs().amax()
+        assert float(error) <= limit
+        # Weights at their worst and points far out: rounding alone may move x by (1 / (1 - L)) ** 4 units, a million,
+        # but the equation f(x) = y is still met.
+        trained_to_stretch(flow, 6).eval()
+        y = 10 * x
+        with torch.no_grad(), fp.no_logdet():
+            defect = (flow(flow.inverse(y)[0])[0] - y).abs().amax()
+        assert float(defect) <= 10 * limit
+
+    def test_each_sample_is_solved_as_if_alone(self, eps):
+        transform = trained_to_stretch(residual(), 3).eval()
+        y = torch.cat([torch.zeros(1, 3), 100 * torch.randn(20, 3)])
+        with torch.no_grad():
+            together = transform.inverse(y)[0]
+            alone = torch.cat([transform.inverse(row[None])[0] for row in y])
+        torch.testing.assert_close(together, alone, atol=10 * eps, rtol=10 * eps)
+
+    def test_finished_samples_leave_the_batch(self):
+        sizes = []
+
+        class Spy(fp.LipschitzMLP):
+            def branch(self, context):
+                branch = super().branch(context)
+                rows = branch.rows
+
+                def spied(index):
+                    sizes.append(len(index))
+                    return rows(index)
+
+                branch.rows = spied
+                return branch
+
+        transform = fp.ResidualTransform(Spy(3, (8,)))
+        # Half of the samples start at their solution g(0) = 0 of a branch without shifts.
+        nn.init.zeros_(transform.g.layers[0].bias)
+        nn.init.zeros_(transform.g.layers[1].bias)
+        transform.inverse(torch.cat([torch.zeros(6, 3), torch.randn(4, 3)]))
+        assert sizes[0] == 4
+
+    @pytest.mark.parametrize("tol", [1e-1, 1e-3])
+    def test_tolerance_bounds_the_error(self, tol):
+        g = trained_to_stretch(residual(), 3).g
+        loose, sharp = fp.ResidualTransform(g, solver=fp.FixedPoint(tol=tol)), fp.ResidualTransform(g)
+        y = 5 * torch.randn(200, 3)
+        with torch.no_grad():
+            error = (loose.inverse(y)[0] - sharp.inverse(y)[0]).abs().amax()
+        assert 0 < float(error) <= tol
+
+
+class TestFailure:
+    @pytest.mark.parametrize("direction", ["plain", "no_grad"])
+    def test_wrong_bound(self, direction):
+        transform = fp.ResidualTransform(Wrong(), solver=fp.FixedPoint(max_steps=500))
+        with torch.set_grad_enabled(direction == "plain"), pytest.raises(fp.NotConverged, match="of 50 samples"):
+            transform.inverse(3 * torch.randn(50, 2))
+
+    def test_divergence_stops_at_once(self):
+        with pytest.raises(fp.NotConverged, match=r"8 of 8 samples was not found in \d{2,3} steps"):
+            fp.ResidualTransform(Growing()).inverse(1 + torch.rand(8, 2))
+
+    def test_step_limit(self):
+        transform = residual(solver=fp.FixedPoint(max_steps=3))
+        with pytest.raises(fp.NotConverged, match=r"in 3 steps: worst residual .* raise FixedPoint\(max_steps"):
+            transform.inverse(torch.randn(5, 3))
+
+    def test_step_limit_in_the_backward_pass(self):
+        transform = residual()
+        x = transform.inverse(torch.randn(5, 3))[0]
+        object.__setattr__(transform.solver, "max_steps", 1)
+        try:
+            with pytest.raises(fp.NotConverged):
+                x.sum().backward()
+        finally:
+            object.__setattr__(transform.solver, "max_steps", 10_000)
+
+    def test_weights_that_are_not_finite(self):
+        transform = residual().eval()
+        with torch.no_grad():
+            transform.g.layers[1].weight[0, 0] = math.nan
+        for direction in (transform, transform.inverse):
+            with pytest.raises(fp.LipschitzError, match=r"bound nan .* its weights hold NaN"):
+                direction(torch.randn(5, 3))
+
+    @pytest.mark.parametrize("keywords", [{"tol": 0.0}, {"tol": -1.0}, {"max_steps": 0}])
+    def test_bad_values(self, keywords):
+        with pytest.raises(ValueError, match="FixedPoint"):
+            fp.FixedPoint(**keywords)
+
+    def test_empty_batch(self):
+        x, ladj = residual().inverse(torch.empty(0, 3))
+        assert x.shape == (0, 3)
+        assert ladj.shape == (0,)
+
+
+class TestDerivatives:
+    """Finite differences need float64, whatever the dtype of the suite."""
+
+    @pytest.fixture(params=[fp.InfNorm(), fp.Gram()], ids=["inf", "2"])
+    def transform(self, request):
+        return residual(context_features=2, norm=request.param).double()
+
+    def test_gradcheck_of_both_outputs(self, transform):
+        y, context = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+        parameters = [p.detach().clone().requires_grad_() for p in transform.parameters()]
+        names = [name for name, _ in transform.named_parameters()]
+
+        def inverse(y, context, *values):
+            swapped = dict(zip(names, values, strict=True))
+            return torch.func.functional_call(
+                fp.InverseTransform(transform), {f"transform.{k}": v for k, v in swapped.items()}, (y, context)
+            )
+
+        assert torch.autograd.gradcheck(inverse, (y.requires_grad_(), context.requires_grad_(), *parameters))
+
+    def test_equals_the_unrolled_iteration(self, transform):
+        y, context = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+        x = transform.inverse(y, context)[0]
+        unrolled = y
+        for _ in range(300):
+            unrolled = y - transform.g(unrolled, context)
+        weights = torch.randn_like(x)
+        leaves = list(transform.parameters())
+        implicit, explicit = (torch.autograd.grad((weights * z).sum(), leaves) for z in (x, unrolled))
+        torch.testing.assert_close(implicit, explicit, atol=1e-12, rtol=1e-9)
+
+    def test_tolerance_is_relative_to_the_gradient(self, transform):
+        loose = fp.ResidualTransform(transform.g, solver=fp.FixedPoint(tol=1e-3))
+        y, context = torch.randn(3, 3, dtype=torch.float64, requires_grad=True), torch.randn(3, 2, dtype=torch.float64)
+        for scale in (1e-9, 1e9):
+            (a,) = torch.autograd.grad(scale * loose.inverse(y, context)[0].sum(), y)
+            (b,) = torch.autograd.grad(scale * transform.inverse(y, context)[0].sum(), y)
+            assert float((a - b).abs().max()) <= 0.01 * scale
+
+    def test_a_second_derivative_raises(self):
+        transform, y = residual(), torch.randn(3, 3, requires_grad=True)
+        x = transform.inverse(y)[0]
+        with pytest.raises(fp.SecondDerivativeError, match="differentiable once"):
+            torch.autograd.grad(x.sum(), y, create_graph=True)
+
+    def test_memory_does_not_grow_with_the_iterations(self):
+        transform = residual()
+        x = transform.inverse(torch.randn(3, 3))[0]
+        seen, stack = set(), [x.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                stack += [next_node for next_node, _ in node.next_functions]
+        assert len(seen) < 60
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_gradients_that_are_not_finite_pass_through_their_own_row(self, value):
+        y = torch.randn(3, 3, requires_grad=True)
+        x = residual(bound=0.9).inverse(y)[0]
+        weights = torch.ones(3, 3)
+        weights[1, 0] = value
+        (gradient,) = torch.autograd.grad(x, y, weights)
+        assert gradient.isfinite().all(1).tolist() == [True, False, True]
+
+    def test_frozen_parameters(self):
+        transform = residual().requires_grad_(requires_grad=False)
+        y = torch.randn(3, 3, requires_grad=True)
+        transform.inverse(y)[0].sum().backward()
+        assert y.grad is not None
+        assert not transform.inverse(y.detach())[0].requires_grad
+
+
+def test_small_branch_is_inverted_through_a_dropped_context():
+    transform = fp.ResidualTransform(small_mlp())
+    y = torch.randn(4, 3)
+    assert torch.equal(transform.inverse(y, torch.randn(9))[0], transform.inverse(y)[0])

@@ -1,0 +1,233 @@
+"""Lipschitz bounds: true, kept at every forward, refused when unknown or too large."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flowplug as fp
+from cases import small_mlp
+from flowplug._branch import Branch
+
+NORMS = [fp.InfNorm(), fp.Gram()]
+
+
+def true_norm(weight, norm):
+    return torch.linalg.matrix_norm(weight, norm.order)
+
+
+class TestNorms:
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (3, 5), (64, 64), (128, 7)])
+    @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+    def test_measures_from_above_and_closely(self, norm, shape, scale, eps):
+        weight = scale * torch.randn(shape)
+        measured, truth = float(norm.measure(weight)), float(true_norm(weight, norm))
+        loose = 1.0 if norm == fp.InfNorm() else min(shape) ** (1 / 2 ** (norm.iterations + 1))
+        assert truth * (1 - 100 * eps) <= measured <= truth * loose * (1 + 100 * eps)
+
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_projects_only_what_is_too_large(self, norm, eps):
+        weight = torch.randn(6, 6)
+        small = 0.1 * weight / true_norm(weight, norm)
+        assert torch.equal(norm.project(small, 0.9), small)
+        assert 0.88 < float(true_norm(norm.project(50 * weight, 0.9), norm)) <= 0.9 * (1 + 10 * eps)
+
+    def test_inf_norm_shrinks_row_by_row(self, eps):
+        weight = torch.tensor([[3.0, -1.0], [0.25, 0.25]])
+        projected = fp.InfNorm().project(weight, 0.8)
+        torch.testing.assert_close(projected, torch.tensor([[0.6, -0.2], [0.25, 0.25]]), atol=4 * eps, rtol=0)
+
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_zero_weights(self, norm):
+        weight = torch.zeros(3, 4, requires_grad=True)
+        projected = norm.project(weight, 0.9)
+        assert not projected.any()
+        (gradient,) = torch.autograd.grad(projected.sum(), weight)
+        assert bool(gradient.isfinite().all())
+
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("scale", [0.01, 10.0])
+    def test_gradcheck(self, norm, scale):
+        weight = (scale * torch.randn(4, 3, dtype=torch.float64)).requires_grad_()
+        assert torch.autograd.gradcheck(lambda w: norm.project(w, 0.9), (weight,))
+
+    def test_bad_iterations(self):
+        with pytest.raises(ValueError, match="at least 1; got 0"):
+            fp.Gram(iterations=0)
+
+
+class TestLinear:
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_stays_bounded_under_adversarial_training(self, norm, eps):
+        layer = fp.LipschitzLinear(8, 6, bound=0.9, norm=norm)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+        for _ in range(200):
+            optimizer.zero_grad()
+            (-layer(torch.randn(16, 8)).square().sum()).backward()
+            optimizer.step()
+        assert float(true_norm(layer.bounded_weight().detach(), norm)) <= 0.9 * (1 + 10 * eps)
+        assert float(true_norm(layer.weight.detach(), norm)) > 1
+
+    def test_train_mode_is_a_pure_function(self):
+        layer, x = fp.LipschitzLinear(3, 3, norm=fp.Gram()), torch.randn(4, 3)
+        assert torch.equal(layer(x), layer(x))
+        assert set(layer.state_dict()) == {"weight", "bias"}
+
+    def test_repr_names_the_bound(self):
+        assert "bound=0.5, norm=InfNorm()" in repr(fp.LipschitzLinear(3, 4, bound=0.5))
+
+    @pytest.mark.parametrize("bound", [0.0, -1.0, math.inf, math.nan])
+    def test_bad_bound(self, bound):
+        with pytest.raises(fp.LipschitzError, match="positive finite number"):
+            fp.LipschitzLinear(3, 3, bound=bound)
+
+
+class TestActivations:
+    def test_the_constant_of_lipswish_is_the_largest_slope_of_swish(self):
+        x = torch.linspace(2.3, 2.5, 200_001, dtype=torch.float64)
+        gate = torch.sigmoid(x)
+        largest = float((gate * (1 + x * (1 - gate))).max())
+        from flowplug.lipschitz._activations import _SWISH_SLOPE
+
+        assert largest <= _SWISH_SLOPE <= largest * (1 + 1e-7)
+
+    @pytest.mark.parametrize("make", [fp.LipSwish, fp.Sine, lambda: fp.Sine(3.0)])
+    def test_slope_is_right_and_at_most_1(self, make, eps):
+        activation, x = make(), torch.linspace(-20, 20, 4001, requires_grad=True)
+        (slope,) = torch.autograd.grad(activation(x).sum(), x)
+        torch.testing.assert_close(activation.derivative(x), slope, atol=20 * eps, rtol=20 * eps)
+        assert float(slope.abs().max()) <= 1 + 10 * eps
+        assert float(slope.max()) > 0.999
+
+    def test_bad_frequency(self):
+        with pytest.raises(ValueError, match="positive; got 0"):
+            fp.Sine(0.0)
+
+
+class TestMLP:
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_bound_is_that_of_the_whole_network(self, norm):
+        g = fp.LipschitzMLP(3, (8, 8, 8), bound=0.9, norm=norm)
+        with torch.no_grad():
+            for parameter in g.parameters():
+                parameter.mul_(100)
+        bound = fp.lipschitz_bound(g)
+        assert bound.norm == norm.order
+        assert 0.88 < float(bound) <= 0.9 * 1.00001
+
+    @pytest.mark.parametrize("activation", [fp.Sine, fp.LipSwish, nn.Tanh])
+    def test_jacobian_is_that_of_autograd(self, activation, eps):
+        g = fp.LipschitzMLP(3, (8, 8), context_features=2, activation=activation)
+        x, context = torch.randn(5, 3), torch.randn(5, 2)
+        y, jacobian = g.branch(context).jacobian(x)
+        torch.testing.assert_close(y, g(x, context), atol=10 * eps, rtol=0)
+        for row in range(5):
+            wanted = torch.autograd.functional.jacobian(lambda z, row=row: g(z, context[row]), x[row])
+            torch.testing.assert_close(jacobian[row], wanted, atol=10 * eps, rtol=0)
+
+    def test_rows_select_the_context(self, eps):
+        g = fp.LipschitzMLP(3, (8,), context_features=2)
+        x, context, index = torch.randn(5, 3), torch.randn(5, 2), torch.tensor([4, 1])
+        torch.testing.assert_close(g.branch(context).rows(index)(x[index]), g(x, context)[index], atol=4 * eps, rtol=0)
+
+    @pytest.mark.parametrize("bound", [0.0, 1.0, 1.2, math.nan])
+    def test_bad_bound(self, bound):
+        with pytest.raises(fp.LipschitzError, match=r"must be in \(0, 1\)"):
+            fp.LipschitzMLP(3, bound=bound)
+
+    def test_bad_sizes(self):
+        for features, hidden in ((0, (4,)), (3, (4, 0)), ((3, 0, 2), (4,))):
+            with pytest.raises(fp.ShapeError, match="positive sizes"):
+                fp.LipschitzMLP(features, hidden)
+
+    def test_activation_with_too_large_a_bound(self):
+        with pytest.raises(fp.LipschitzError, match="ELU has the bound 2 in every p-norm, above 1"):
+            fp.LipschitzMLP(3, activation=lambda: nn.ELU(alpha=2.0))
+
+    def test_called_alone_it_checks_its_input(self):
+        g = fp.LipschitzMLP(3, context_features=2)
+        with pytest.raises(fp.ShapeError, match=r"\(\*batch, \*\(3,\)\)"):
+            g(torch.randn(4, 5), torch.randn(4, 2))
+        with pytest.raises(fp.ContextError, match="width 2; got none"):
+            g(torch.randn(4, 3))
+        with pytest.raises(fp.ContextError, match="width 2; got shape"):
+            g(torch.randn(4, 3), torch.randn(4, 3))
+
+    def test_repr_and_no_hidden_layer(self):
+        g = fp.LipschitzMLP(3, ())
+        assert fp.ResidualTransform(g)(torch.randn(4, 3))[0].shape == (4, 3)
+        assert "LipschitzLinear" in repr(g)
+
+
+class TestBound:
+    @pytest.mark.parametrize(
+        ("module", "value", "norm"),
+        [
+            (nn.Tanh(), 1.0, None),
+            (nn.Sigmoid(), 0.25, None),
+            (nn.ELU(alpha=2.0), 2.0, None),
+            (nn.LeakyReLU(-3.0), 3.0, None),
+            (nn.Sequential(nn.Sigmoid(), nn.ELU(alpha=2.0)), 0.5, None),
+        ],
+    )
+    def test_known_modules(self, module, value, norm):
+        assert fp.lipschitz_bound(module) == fp.LipschitzBound(value, norm)
+
+    def test_plain_linear_layers_by_their_2_norm(self, eps):
+        layer = nn.Linear(3, 4)
+        bound = fp.lipschitz_bound(nn.Sequential(layer, nn.Tanh()))
+        assert bound.norm == 2
+        truth = float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
+        assert abs(float(bound) - truth) <= 10 * eps
+
+    def test_it_holds_for_jacobians_at_random_points(self):
+        for norm in NORMS:
+            g = small_mlp(norm=norm)
+            jacobian = Branch.of(g, None).jacobian(3 * torch.randn(500, 3))[1]
+            assert float(true_norm(jacobian, norm).max().detach()) <= float(fp.lipschitz_bound(g))
+
+    @pytest.mark.parametrize("module", [nn.Dropout(), nn.BatchNorm1d(3), nn.GELU()])
+    def test_unknown_modules_are_refused_by_name(self, module):
+        name = type(module).__name__
+        with pytest.raises(fp.LipschitzError, match=rf"no Lipschitz bound is known for torch\..*\.{name}: "):
+            fp.ResidualTransform(nn.Sequential(fp.LipschitzLinear(3, 3), module))
+
+    def test_different_norms_do_not_multiply(self):
+        g = nn.Sequential(fp.LipschitzLinear(3, 3), fp.LipschitzLinear(3, 3, norm=fp.Gram()))
+        with pytest.raises(fp.LipschitzError, match="different norms"):
+            fp.lipschitz_bound(g)
+
+    def test_a_bound_of_1_or_more_is_refused_at_construction(self):
+        layer = fp.LipschitzLinear(1, 1, bound=1.0)
+        nn.init.constant_(layer.weight, 2.0)
+        with pytest.raises(fp.LipschitzError, match="g = Sequential has the Lipschitz bound 1 in the inf-norm"):
+            fp.ResidualTransform(nn.Sequential(layer))
+
+    def test_a_bound_that_grew_is_refused_where_invertibility_matters(self):
+        layer = nn.Linear(3, 3)
+        with torch.no_grad():
+            layer.weight.mul_(0.1)
+        transform, x = fp.ResidualTransform(nn.Sequential(layer, nn.Tanh())), torch.randn(4, 3)
+        transform.eval()(x)
+        with torch.no_grad():
+            layer.weight.mul_(100)
+        for training, call in ((False, transform), (False, transform.inverse), (True, transform.inverse)):
+            transform.train(training)
+            with pytest.raises(fp.LipschitzError, match="needs one below 1: scale its layers down"):
+                call(x)
+
+    def test_a_users_module_is_accepted_once_registered(self):
+        class Mine(nn.Module):
+            def forward(self, x):
+                return 0.5 * x.sin()
+
+        with pytest.raises(fp.LipschitzError, match="Mine: build g from flowplug's"):
+            fp.ResidualTransform(Mine())
+
+        @fp.lipschitz_bound.register
+        def _(module: Mine) -> fp.LipschitzBound:
+            return fp.LipschitzBound(0.5)
+
+        assert float(fp.ResidualTransform(Mine()).lipschitz) == 0.5

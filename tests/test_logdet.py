@@ -1,0 +1,243 @@
+"""Log-det estimators against exact oracles."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flowplug as fp
+from cases import residual, small_mlp
+from flowplug.testing import z_test
+
+SERIES = {
+    "Neumann": fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.03), exact=2)),
+    "Autograd": fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.03), exact=2), gradient=fp.Autograd()),
+    "Gaussian": fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.03), exact=2), probes=fp.Gaussian()),
+}
+
+
+class Scale(nn.Module):
+    """g(x) = a x, with the bound |a|."""
+
+    def __init__(self, a):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a))
+
+    def forward(self, x):
+        return self.a * x
+
+
+@fp.lipschitz_bound.register
+def _(module: Scale):
+    return fp.LipschitzBound(module.a.abs())
+
+
+class Coupled(nn.Module):
+    """A linear g whose Jacobian has large off-diagonal entries, and norm 0.6."""
+
+    def __init__(self):
+        super().__init__()
+        matrix = torch.randn(4, 4)
+        self.matrix = nn.Parameter(0.6 * matrix / torch.linalg.matrix_norm(matrix, 2))
+
+    def forward(self, x):
+        return x @ self.matrix.T
+
+
+@fp.lipschitz_bound.register
+def _(module: Coupled):
+    return fp.LipschitzBound(torch.linalg.matrix_norm(module.matrix, 2), 2.0)
+
+
+def draws(transform, x, leaves, weights, count):
+    for _ in range(count):
+        ladj = transform(x)[1]
+        yield [ladj.detach(), *torch.autograd.grad(weights @ ladj, leaves)]
+
+
+class TestLinearBranch:
+    """g(x) = a x has log-det D log(1 + a), with derivative D / (1 + a)."""
+
+    @pytest.mark.parametrize("a", [-0.98, -0.5, 0.5, 0.9])
+    def test_exact(self, a, eps):
+        transform, x = fp.ResidualTransform(Scale(a), logdet=fp.ExactLogDet()), torch.randn(5, 3)
+        ladj = transform(x)[1]
+        torch.testing.assert_close(ladj, torch.full((5,), 3 * math.log1p(a)), atol=1000 * eps, rtol=0)
+        weights = torch.linspace(0, 1, 5)
+        (gradient,) = torch.autograd.grad(weights @ ladj, transform.g.a)
+        torch.testing.assert_close(gradient, weights.sum() * 3 / (1 + a), atol=0, rtol=1000 * eps)
+
+    # The survival 0.97 exceeds 0.9 ** 2 and 0.98 ** 2: the variance is finite. 1,000 draws find a bias of a quarter of
+    # a standard deviation of one draw with probability 0.999.
+    @pytest.mark.parametrize("name", SERIES)
+    @pytest.mark.parametrize("a", [-0.98, -0.5, 0.5, 0.9])
+    def test_estimates(self, a, name):
+        transform, x = fp.ResidualTransform(Scale(a), logdet=SERIES[name]), torch.randn(3, 2)
+        weights = torch.linspace(0, 1, 3)
+        truth = [torch.full((3,), 2 * math.log1p(a)), weights.sum() * 2 / (1 + a)]
+        z_test(name, draws(transform, x, [transform.g.a], weights, 1000), truth)
+
+    @pytest.mark.parametrize("a", [-0.98, -0.5, 0.5, 0.9])
+    def test_inverse(self, a, eps):
+        x = torch.randn(5, 3)
+        transform = fp.ResidualTransform(Scale(a))
+        solution = transform.inverse((1 + a) * x)[0]
+        # The condition of the problem is 1 / (1 + a), 50 at a = -0.98.
+        torch.testing.assert_close(solution, x, atol=20 * eps / (1 + a), rtol=20 * eps / (1 + a))
+
+
+class TestEstimatorLaw:
+    def oracle(self, g, x, weights, leaves):
+        ladj = fp.ResidualTransform(g, logdet=fp.ExactLogDet())(x)[1]
+        return [ladj.detach(), *torch.autograd.grad(weights @ ladj, leaves)]
+
+    # The first sample has weight 0 and the last weight 1: a backward pass that scales the batch by one sample's weight
+    # is off by the whole gradient.
+    @pytest.mark.parametrize("gradient", [fp.Neumann(), fp.Autograd()])
+    @pytest.mark.parametrize("samples", [1, 2])
+    def test_weights_from_0_to_1_and_coupled_coordinates(self, gradient, samples):
+        g, x, weights = Coupled(), torch.randn(4, 4), torch.linspace(0, 1, 4)
+        logdet = fp.PowerSeries(fp.Roulette(fp.Geometric(0.4)), fp.Rademacher(samples), gradient)
+        transform = fp.ResidualTransform(g, logdet=logdet)
+        truth = self.oracle(g, x, weights, [g.matrix])
+        z_test("coupled", draws(transform, x, [g.matrix], weights, 2000), truth)
+
+    def test_two_probes_halve_the_variance(self):
+        g, x = Coupled(), torch.randn(2000, 4)
+        terms = fp.Truncated(40)
+        one, two = (
+            fp.ResidualTransform(g, logdet=fp.PowerSeries(terms, fp.Rademacher(samples)))(x)[1].var()
+            for samples in (1, 2)
+        )
+        # Each variance of 2,000 independent rows is known to about 5 %.
+        assert 1.6 < float((one / two).detach()) < 2.5
+
+    def test_neumann_value_equals_the_differentiated_series(self, eps):
+        g, x = Coupled(), torch.randn(6, 4)
+        values = []
+        for gradient in (fp.Neumann(), fp.Autograd()):
+            logdet = fp.PowerSeries(fp.Roulette(fp.Geometric(0.2), exact=3), gradient=gradient)
+            with fp.fixed_noise(1):
+                values.append(fp.ResidualTransform(g, logdet=logdet).train())
+        values[1].noise_seed.copy_(values[0].noise_seed)
+        with fp.fixed_noise(1):
+            torch.testing.assert_close(values[0](x)[1], values[1](x)[1], atol=100 * eps, rtol=0)
+
+    def test_truncation_is_biased_within_its_bound(self):
+        a, n, size = 0.9, 3, 2
+        transform = fp.ResidualTransform(Scale(a), logdet=fp.PowerSeries(fp.Truncated(n)))
+        error = abs(float(transform(torch.randn(1, size))[1].detach()) - size * math.log1p(a))
+        bound = -size * (math.log(1 - a) + sum(a**k / k for k in range(1, n + 1)))
+        assert 0.01 < error <= bound
+
+    @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), *SERIES.values()])
+    def test_frozen_branch_still_passes_gradients_to_the_input(self, logdet):
+        transform = fp.ResidualTransform(small_mlp().requires_grad_(requires_grad=False), logdet=logdet)
+        x = torch.randn(4, 3, requires_grad=True)
+        transform(x)[1].sum().backward()
+        assert x.grad is not None
+        assert transform(x.detach())[1].requires_grad is False or logdet != fp.ExactLogDet()
+
+    @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), SERIES["Neumann"]])
+    def test_context_made_from_the_input_is_no_part_of_the_jacobian(self, logdet, eps):
+        transform = residual(logdet=logdet, context_features=2).train()
+        x = torch.randn(4, 3, requires_grad=True)
+        with fp.fixed_noise(0):
+            joined, apart = transform(x, x[:, :2])[1], transform(x, x[:, :2].detach())[1]
+        torch.testing.assert_close(joined, apart, atol=10 * eps, rtol=0)
+
+    def test_network_that_ignores_its_input_has_log_det_zero(self):
+        class Constant(nn.Module):
+            def forward(self, x):
+                return 0 * x + 1
+
+        fp.lipschitz_bound.register(Constant, lambda module: fp.LipschitzBound(0.0))
+        for logdet in (fp.ExactLogDet(), SERIES["Neumann"]):
+            assert not fp.ResidualTransform(Constant(), logdet=logdet)(torch.randn(4, 3))[1].any()
+
+
+class TestTerms:
+    @pytest.mark.parametrize("length", [fp.Geometric(0.5), fp.Geometric(0.1), fp.Poisson(2.0)])
+    def test_survival_is_the_frequency_of_longer_draws(self, length):
+        generator = torch.Generator("cpu").manual_seed(0)
+        lengths = torch.tensor([length.draw(generator) for _ in range(5000)])
+        for m in range(6):
+            p = length.survival(m)
+            # A z-test of 5,000 Bernoulli draws at 5 standard errors.
+            assert abs(float((lengths >= m).double().mean()) - p) <= 5 * math.sqrt(p * (1 - p) / 5000)
+
+    def test_roulette_weights(self):
+        weights = fp.Roulette(fp.Geometric(0.5), exact=2).draw(torch.Generator("cpu").manual_seed(1))
+        assert weights == [1.0, 1.0, *[2.0**m for m in range(1, len(weights) - 1)]]
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: fp.Truncated(0), "at least 1; got 0"),
+            (lambda: fp.Geometric(1.0), r"in \(0, 1\); got 1.0"),
+            (lambda: fp.Poisson(0.0), "positive; got 0.0"),
+            (lambda: fp.Roulette(fp.Geometric(0.5), exact=-1), "at least 0; got -1"),
+            (lambda: fp.Rademacher(0), "at least 1; got 0"),
+            (lambda: fp.Gaussian(samples=0), "at least 1; got 0"),
+        ],
+    )
+    def test_bad_values(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+class TestDefaults:
+    def spread(self, transform, x):
+        return float((transform(x)[1] - transform(x)[1]).detach().abs().max())
+
+    def test_exact_in_low_dimension(self):
+        assert self.spread(residual(event=2).train(), torch.randn(4, 2)) == 0
+
+    def test_stochastic_in_train_mode_above_and_exact_in_eval_mode(self, eps):
+        x = torch.randn(4, 64)
+        transform = residual(event=64)
+        assert self.spread(transform.train(), x) > 0
+        oracle = fp.ResidualTransform(transform.g, logdet=fp.ExactLogDet())
+        torch.testing.assert_close(transform.eval()(x)[1], oracle(x)[1].detach(), atol=100 * eps, rtol=0)
+
+    def test_eval_mode_repeats_its_estimate_in_high_dimension(self):
+        transform, x = residual(event=300).eval(), torch.randn(4, 300)
+        exact = fp.ResidualTransform(transform.g, logdet=fp.ExactLogDet())(x)[1].detach()
+        ladj = transform(x)[1].detach()
+        assert self.spread(transform, x) == 0
+        assert float((ladj - exact).abs().max()) > 0
+
+    def test_eval_noise_differs_between_transforms(self):
+        g, x = small_mlp(300), torch.randn(4, 300)
+        a, b = fp.ResidualTransform(g).eval(), fp.ResidualTransform(g).eval()
+        assert not torch.equal(a(x)[1], b(x)[1])
+
+    def test_noise_comes_from_torchs_generator_and_leaves_it_alone_in_eval_mode(self):
+        transform, x = residual(event=300), torch.randn(4, 300)
+        torch.manual_seed(5)
+        first = transform.train()(x)[1]
+        torch.manual_seed(5)
+        assert torch.equal(transform(x)[1], first)
+        state = torch.get_rng_state()
+        transform.eval()(x)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_no_logdet(self):
+        transform, x = residual(), torch.randn(4, 3)
+        with fp.no_logdet():
+            y, zeros = transform(x)
+            back, inverse_zeros = transform.inverse(y)
+        assert not zeros.any()
+        assert not inverse_zeros.any()
+        assert torch.equal(y, transform(x)[0])
+        assert transform(x)[1].any()
+        assert back.requires_grad
+
+
+def test_probes_use_less_variance_with_signs():
+    """For one coordinate v^2 = 1: Rademacher probes estimate a scalar Jacobian exactly."""
+    series = fp.PowerSeries(terms=fp.Truncated(60))
+    transform = fp.ResidualTransform(Scale(0.5), logdet=series)
+    ladj = transform(torch.randn(5, 1))[1]
+    torch.testing.assert_close(ladj, torch.full((5,), math.log(1.5)), atol=1e-6, rtol=0)

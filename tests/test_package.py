@@ -1,0 +1,94 @@
+"""What is installed and imported, and that every documented example runs."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import flowplug as fp
+import flowplug_nflows
+import flowplug_normflows
+import flowplug_zuko
+
+MODULES = [fp, *(importlib.import_module(m.name) for m in pkgutil.walk_packages(fp.__path__, "flowplug."))]
+ADAPTERS = [flowplug_nflows, flowplug_normflows, flowplug_zuko]
+EXAMPLES = [
+    test
+    for module in [*MODULES, *ADAPTERS]
+    for test in doctest.DocTestFinder().find(module, module.__name__)
+    if test.examples
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda test: test.name)
+def test_docstring_example(example):
+    # As users run them, in torch's default dtype.
+    torch.set_default_dtype(torch.float32)
+    device = torch.get_default_device()
+    torch.set_default_device("cpu")
+    try:
+        public = {name: getattr(fp, name) for name in dir(fp) if not name.startswith("_")}
+        example.globs = {**public, "fp": fp, "torch": torch, "nn": nn, **vars(sys.modules[example.globs["__name__"]])}
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
+    finally:
+        torch.set_default_device(device)
+    assert result.failed == 0
+
+
+def test_every_public_class_has_an_example_or_is_documented_by_one():
+    names = {test.name.rsplit(".", 1)[-1] for test in EXAMPLES}
+    text = " ".join(line.source for test in EXAMPLES for line in test.examples)
+    public = [n for n in dir(fp) if isinstance(getattr(fp, n), type) and not issubclass(getattr(fp, n), Exception)]
+    exempt = {"Transform", "LogDet", "Truncated", "Poisson", "Gaussian", "Autograd", "Neumann", "Gram", "InfNorm"}
+    assert {n for n in public if n not in names and n not in text} <= exempt
+
+
+def test_importing_the_core_loads_no_host_and_nothing_but_torch():
+    code = (
+        "import sys, torch; before = set(sys.modules); import flowplug\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "print(*sorted(new - {'torch', 'flowplug'}), sep=',')"
+    )
+    root = fp.__path__[0].rsplit("/", 1)[0]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("host", ["nflows", "normflows", "zuko"])
+def test_an_adapter_without_its_host_says_what_to_install(host):
+    code = f"import sys; sys.modules['{host}'] = None\nimport flowplug_{host}"
+    root = fp.__path__[0].rsplit("/", 1)[0]
+    env = {"PYTHONPATH": f"{root}:{root}/adapters", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert f"ImportError: flowplug_{host} needs {host}: pip install 'flowplug[{host}]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **k: fp.LipschitzMLP(3, **k),
+        lambda **k: fp.LipschitzLinear(3, 3, **k),
+        lambda **k: fp.ResidualTransform(fp.LipschitzMLP(3), **k),
+        lambda **k: fp.ActNorm(3, **k),
+        fp.PowerSeries,
+        fp.FixedPoint,
+        fp.Sine,
+        lambda **k: flowplug_nflows.ResidualTransform(3, 8, **k),
+        lambda **k: flowplug_nflows.ResidualFlow(3, 8, 1, 1, **k),
+        lambda **k: flowplug_normflows.Residual(3, **k),
+        lambda **k: flowplug_zuko.ResidualTransform(3, **k),
+        lambda **k: flowplug_zuko.ResidualFlow(3, **k),
+    ],
+)
+def test_misspelt_keywords_are_refused(make):
+    with pytest.raises(TypeError, match="misspelt"):
+        make(misspelt=1)
+
+
+def test_the_public_api_fits_one_screen():
+    assert len([name for name in dir(fp) if not name.startswith("_")]) <= 60

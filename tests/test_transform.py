@@ -1,0 +1,187 @@
+"""The protocol: bad input is refused by name, combinations compose, and inputs of every batch shape work."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flowplug as fp
+from cases import residual, small_mlp
+
+
+@pytest.fixture
+def transform():
+    return residual(context_features=2)
+
+
+def inputs():
+    return torch.randn(4, 3), torch.randn(4, 2)
+
+
+class TestBadInput:
+    def test_wrong_feature_count(self, transform):
+        with pytest.raises(fp.ShapeError, match=r"event \(3,\); got shape \(4, 5\)"):
+            transform(torch.randn(4, 5), torch.randn(4, 2))
+
+    def test_too_few_dimensions(self):
+        with pytest.raises(fp.ShapeError, match=r"got shape \(3,\)"):
+            residual(event=(1, 1, 3))(torch.randn(3))
+
+    def test_wrong_width_in_a_users_network(self):
+        layer = fp.LipschitzLinear(3, 3)
+        with pytest.raises(fp.ShapeError, match=r"\(\*batch, 3\); got \(4, 5\)"):
+            fp.ResidualTransform(nn.Sequential(layer))(torch.randn(4, 5))
+
+    def test_network_that_changes_the_shape(self):
+        with pytest.raises(fp.ShapeError, match="must keep the shape"):
+            fp.ResidualTransform(nn.Sequential(fp.LipschitzLinear(3, 2)))(torch.randn(4, 3))
+
+    def test_event_dim_that_contradicts_the_network(self):
+        with pytest.raises(fp.ShapeError, match="event_dim=3 contradicts"):
+            fp.ResidualTransform(small_mlp(), event_dim=3)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("direction", ["forward", "inverse"])
+    def test_one_row_that_is_not_finite(self, transform, value, direction):
+        x, context = inputs()
+        x[2, 1] = value
+        with pytest.raises(fp.NonFiniteError, match=r"1 NaN or infinite value\(s\), the first at index \(2, 1\)"):
+            getattr(transform, direction)(x, context)
+
+    def test_context_that_is_not_finite(self, transform):
+        x, context = inputs()
+        context[1, 0] = math.nan
+        with pytest.raises(fp.NonFiniteError, match=r"the context holds 1 NaN.*\(1, 0\)"):
+            transform(x, context)
+
+    def test_integer_input(self, transform):
+        with pytest.raises(fp.DtypeError, match=r"floating-point input; got torch.int64"):
+            transform(torch.ones(4, 3, dtype=torch.int64), torch.randn(4, 2))
+
+    def test_input_that_is_no_tensor(self, transform):
+        with pytest.raises(fp.DtypeError, match=r"torch.Tensor; got list"):
+            transform([1.0, 2.0, 3.0])
+
+    def test_dtype_of_the_parameters(self, transform):
+        x, context = inputs()
+        with pytest.raises(fp.DtypeError, match=r"the input is torch.bfloat16, expected"):
+            transform(x.bfloat16(), context)
+
+    def test_device_of_the_parameters(self, transform):
+        x, context = inputs()
+        with pytest.raises(fp.DeviceError, match="the input is on meta, expected"):
+            transform(x.to("meta"), context)
+
+    def test_missing_context(self, transform):
+        with pytest.raises(fp.ContextError, match=r"pass a context of shape \(\*batch, 2\)"):
+            transform(inputs()[0])
+
+    def test_context_of_the_wrong_width(self, transform):
+        with pytest.raises(fp.ContextError, match=r"width 2; got shape \(4, 3\)"):
+            transform(inputs()[0], torch.randn(4, 3))
+
+    def test_context_of_the_wrong_dtype(self, transform):
+        x, context = inputs()
+        with pytest.raises(fp.ContextError, match=r"the context is torch\.bfloat16"):
+            transform(x, context.bfloat16())
+
+    def test_batches_that_do_not_broadcast(self, transform):
+        with pytest.raises(fp.ShapeError, match=r"\(4,\) of the input does not broadcast against \(3,\)"):
+            transform(inputs()[0], torch.randn(3, 2))
+
+    def test_every_error_is_a_flowplug_error_and_a_builtin_one(self):
+        pairs = {
+            fp.ShapeError: ValueError,
+            fp.DtypeError: TypeError,
+            fp.DeviceError: ValueError,
+            fp.NonFiniteError: ValueError,
+            fp.ContextError: ValueError,
+            fp.LipschitzError: ValueError,
+            fp.NotConverged: RuntimeError,
+            fp.InverseNotAvailable: NotImplementedError,
+            fp.SecondDerivativeError: RuntimeError,
+        }
+        for error, builtin in pairs.items():
+            assert issubclass(error, fp.FlowplugError)
+            assert issubclass(error, builtin)
+
+
+class TestContext:
+    def test_unconditional_transforms_drop_it_unread(self):
+        transform, (x, _) = residual(), inputs()
+        strange = torch.full((7, 5, 6), math.nan)
+        assert torch.equal(transform(x, strange)[0], transform(x)[0])
+
+    @pytest.mark.parametrize(
+        ("batch", "context", "wanted"),
+        [((), (5,), (5,)), ((5,), (), (5,)), ((6, 5), (5,), (6, 5)), ((6, 1), (5,), (6, 5)), ((0,), (1,), (0,))],
+    )
+    def test_broadcasts_both_ways(self, transform, batch, context, wanted, eps):
+        x, c = torch.randn(*batch, 3), torch.randn(*context, 2)
+        y, ladj = transform(x, c)
+        assert y.shape == (*wanted, 3)
+        assert ladj.shape == wanted
+        back, inverse_ladj = transform.inverse(y, c)
+        torch.testing.assert_close(back, x.expand(back.shape), atol=100 * eps, rtol=0)
+        torch.testing.assert_close(inverse_ladj, -ladj, atol=100 * eps, rtol=0)
+        rows = transform(x.expand(*wanted, 3).reshape(-1, 3), c.expand(*wanted, 2).reshape(-1, 2))[0]
+        torch.testing.assert_close(y.reshape(-1, 3), rows, atol=10 * eps, rtol=0)
+
+
+class TestComposition:
+    def test_ladjs_add_up_and_order_is_data_to_latent(self, eps):
+        first, second = residual(), residual()
+        x, _ = inputs()
+        middle, ladj_1 = first(x)
+        y, ladj_2 = second(middle)
+        composed = fp.ComposedTransform(first, second)
+        torch.testing.assert_close(composed(x), (y, ladj_1 + ladj_2), atol=10 * eps, rtol=0)
+
+    def test_nothing_to_compose(self):
+        with pytest.raises(fp.ShapeError, match="one or more"):
+            fp.ComposedTransform()
+
+    def test_different_event_dims(self):
+        with pytest.raises(fp.ShapeError, match=r"event_dims \[1, 3\]"):
+            fp.ComposedTransform(fp.ActNorm(2), fp.ActNorm(2, event_dim=3))
+
+    def test_different_context_widths(self):
+        with pytest.raises(fp.ContextError, match=r"\[1, 2\]"):
+            fp.ComposedTransform(residual(context_features=1), residual(context_features=2))
+
+    def test_inverse_swaps_the_directions(self):
+        transform, (x, context) = residual(context_features=2), inputs()
+        swapped = fp.InverseTransform(transform)
+        torch.testing.assert_close(swapped.inverse(x, context), transform(x, context))
+        torch.testing.assert_close(swapped(x, context), transform.inverse(x, context))
+
+    def test_a_transform_without_inverse_says_so(self):
+        class OneWay(fp.Transform):
+            event_dim = 1
+
+            def _forward(self, x, context):
+                return x, x.new_zeros(x.shape[:-1])
+
+        with pytest.raises(fp.InverseNotAvailable, match="OneWay has no inverse"):
+            OneWay().inverse(torch.randn(2, 3))
+
+
+class TestModes:
+    def test_functional_call_uses_the_parameters_it_is_given(self):
+        a, b, (x, context) = residual(context_features=2), residual(context_features=2), inputs()
+        called = torch.func.functional_call(a, {**b.state_dict()}, (x, context))
+        torch.testing.assert_close(called, b(x, context))
+
+    def test_training_changes_nothing_but_noise(self):
+        transform = residual(logdet=fp.ExactLogDet(), context_features=2)
+        x, context = inputs()
+        assert torch.equal(transform.train()(x, context)[1], transform.eval()(x, context)[1])
+
+    def test_autocast_returns_single_precision_ladjs(self):
+        transform, x = residual(logdet=fp.ExactLogDet()).float(), torch.randn(4, 3, dtype=torch.float32)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            y, ladj = transform(x)
+        assert ladj.dtype == torch.float32
+        assert y.shape == x.shape
+        torch.testing.assert_close(ladj, transform(x)[1], atol=0.1, rtol=0)
