@@ -10,15 +10,29 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    torch.set_default_device(config.getoption("--device"))
-    torch.set_default_dtype(getattr(torch, config.getoption("--dtype")))
+    choose_defaults(config)
     # The tensors are tiny: more threads only wait for each other.
     torch.set_num_threads(1)
 
 
+def choose_defaults(config):
+    """Tests make their tensors and modules by torch's defaults."""
+    device = config.getoption("--device")
+    torch.set_default_device(None if device == "cpu" else device)
+    torch.set_default_dtype(getattr(torch, config.getoption("--dtype")))
+
+
 @pytest.fixture(autouse=True)
-def _seed():
+def _same_start(request):
+    choose_defaults(request.config)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def users_defaults():
+    """What a user who sets nothing has: single precision on the CPU."""
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

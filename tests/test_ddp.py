@@ -32,7 +32,7 @@ def train(model, batches):
 
 def setting():
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, batches = NegativeLogLikelihood(), 2 + torch.randn(4, 16, 3)

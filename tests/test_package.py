@@ -26,18 +26,11 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda test: test.name)
+@pytest.mark.usefixtures("users_defaults")
 def test_docstring_example(example):
-    # As users run them, in torch's default dtype.
-    torch.set_default_dtype(torch.float32)
-    device = torch.get_default_device()
-    torch.set_default_device("cpu")
-    try:
-        public = {name: getattr(fp, name) for name in dir(fp) if not name.startswith("_")}
-        example.globs = {**public, "fp": fp, "torch": torch, "nn": nn, **vars(sys.modules[example.globs["__name__"]])}
-        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
-    finally:
-        torch.set_default_device(device)
-    assert result.failed == 0
+    public = {name: getattr(fp, name) for name in dir(fp) if not name.startswith("_")}
+    example.globs = {**public, "fp": fp, "torch": torch, "nn": nn, **vars(sys.modules[example.globs["__name__"]])}
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_every_public_class_has_an_example_or_is_documented_by_one():
