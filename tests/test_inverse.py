@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import flowplug as fp
+from flowplug.solvers._implicit import _dual
 from cases import residual, small_mlp
 
 
@@ -188,6 +189,16 @@ class TestDerivatives:
             (a,) = torch.autograd.grad(scale * loose.inverse(y, context)[0].sum(), y)
             (b,) = torch.autograd.grad(scale * transform.inverse(y, context)[0].sum(), y)
             assert float((a - b).abs().max()) <= 0.01 * scale
+
+    @pytest.mark.parametrize(
+        ("norm", "dual"), [(None, None), (1.0, math.inf), (2.0, 2.0), (4.0, 4 / 3), (math.inf, 1.0)]
+    )
+    def test_adjoint_contracts_in_the_dual_norm(self, norm, dual):
+        assert _dual(norm) == dual
+        if norm in (1.0, 2.0, math.inf):
+            matrix = torch.randn(4, 4)
+            a, b = torch.linalg.matrix_norm(matrix, norm), torch.linalg.matrix_norm(matrix.T, dual)
+            torch.testing.assert_close(a, b)
 
     def test_a_second_derivative_raises(self):
         transform, y = residual(), torch.randn(3, 3, requires_grad=True)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import flowplug as fp
+from flowplug._branch import Branch, linearize
 from cases import residual, small_mlp
 from flowplug.testing import z_test
 
@@ -145,6 +146,12 @@ class TestEstimatorLaw:
         x = torch.randn(4, 3, requires_grad=True)
         with fp.fixed_noise(0):
             joined, apart = transform(x, x[:, :2])[1], transform(x, x[:, :2].detach())[1]
+        torch.testing.assert_close(joined, apart, atol=10 * eps, rtol=0)
+
+    def test_linearization_holds_the_context_fixed(self, eps):
+        g, x = small_mlp(context_features=2), torch.randn(4, 3, requires_grad=True)
+        v = torch.randn(4, 3)
+        joined, apart = (linearize(Branch.of(g, c), x)[1](v) for c in (x[:, :2], x[:, :2].detach()))
         torch.testing.assert_close(joined, apart, atol=10 * eps, rtol=0)
 
     def test_network_that_ignores_its_input_has_log_det_zero(self):
