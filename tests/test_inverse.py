@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import flowplug as fp
-from flowplug.solvers._implicit import _dual
 from cases import residual, small_mlp
+from flowplug.solvers._implicit import _dual
 
 
 class Wrong(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import flowplug as fp
-from flowplug._branch import Branch, linearize
 from cases import residual, small_mlp
+from flowplug._branch import Branch, linearize
 from flowplug.testing import z_test
 
 SERIES = {

@@ -1,31 +1,15 @@
 r"""Random vectors with :math:`E[v v^T] = I`, for which :math:`E[v^T A v] = \operatorname{tr} A`."""
 
+import abc
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
 
-class Probes(Protocol):
-    """Draws the vectors of Hutchinson's trace estimator."""
-
-    @property
-    def samples(self) -> int:
-        """Number of probes per sample."""
-
-    def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
-        """Probes ``(samples, *like.shape)`` in the dtype and on the device of ``like``."""
-
-
-def _check_samples(name: str, samples: int) -> None:
-    if samples < 1:
-        raise ValueError(f"{name}(samples=...) must be at least 1; got {samples}")
-
-
 @dataclass(frozen=True)
-class Rademacher:
-    """Independent signs: the lowest variance among probes with independent entries.
+class Probes(abc.ABC):
+    """The vectors of Hutchinson's trace estimator.
 
     Args:
         samples: Number of probes per sample; cost grows and variance shrinks in proportion.
@@ -37,7 +21,17 @@ class Rademacher:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        _check_samples("Rademacher", self.samples)
+        if self.samples < 1:
+            raise ValueError(f"{type(self).__name__}(samples=...) must be at least 1; got {self.samples}")
+
+    @abc.abstractmethod
+    def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
+        """Probes ``(samples, *like.shape)`` in the dtype and on the device of ``like``."""
+
+
+@dataclass(frozen=True)
+class Rademacher(Probes):
+    """Independent signs: the lowest variance among probes with independent entries."""
 
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Entries -1 and 1."""
@@ -46,20 +40,8 @@ class Rademacher:
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """Standard normal entries, as in the published code.
-
-    Args:
-        samples: Number of probes per sample; cost grows and variance shrinks in proportion.
-
-    Raises:
-        ValueError: ``samples`` is below 1.
-    """
-
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        _check_samples("Gaussian", self.samples)
+class Gaussian(Probes):
+    """Standard normal entries, as in the published code."""
 
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Standard normal entries."""
