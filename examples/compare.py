@@ -119,8 +119,8 @@ def nflows_models(features: int) -> list[Callable[[], Model]]:
     def build(name: str, couplings: int, residuals: int) -> Model:
         layers: list[nn.Module] = []
         for i in range(couplings):
+            layers += residual() if i % 2 == 0 and i < 2 * residuals else []
             layers += [nflows.transforms.LULinear(features), coupling(i)]
-            layers += residual() if i < residuals else []
         flow = nflows.flows.Flow(
             nflows.transforms.CompositeTransform(layers), nflows.distributions.StandardNormal([features])
         )
@@ -135,7 +135,7 @@ def nflows_models(features: int) -> list[Callable[[], Model]]:
 
     return [
         lambda: build("nflows: RQ-NSF coupling", 6, 0),
-        lambda: build("nflows: RQ-NSF coupling + residual", 4, 4),
+        lambda: build("nflows: RQ-NSF coupling + residual", 5, 3),
         pure,
     ]
 
@@ -155,9 +155,12 @@ def normflows_models(features: int) -> list[Callable[[], Model]]:
 
     def build(name: str, couplings: int, residuals: int) -> Model:
         flows: list[nn.Module] = []
-        for i in range(max(couplings, residuals)):
-            flows += residual() if i < residuals else []
-            flows += coupling() if i < couplings else []
+        for i in range(couplings):
+            flows += residual() if i % 2 == 0 and i < 2 * residuals else []
+            flows += coupling()
+        return wrap(name, flows)
+
+    def wrap(name: str, flows: list[nn.Module]) -> Model:
         model = nf.NormalizingFlow(nf.distributions.DiagGaussian(features, trainable=False), flows)
         return Model(
             name, model, model.log_prob, lambda n: model.sample(n)[0], lambda x: model.forward(model.inverse(x))
@@ -165,8 +168,8 @@ def normflows_models(features: int) -> list[Callable[[], Model]]:
 
     return [
         lambda: build("normflows: Real NVP", 8, 0),
-        lambda: build("normflows: Real NVP + residual", 5, 5),
-        lambda: build("normflows: pure residual", 0, 10),
+        lambda: build("normflows: Real NVP + residual", 6, 3),
+        lambda: wrap("normflows: pure residual", [flow for _ in range(10) for flow in residual()]),
     ]
 
 
@@ -185,9 +188,9 @@ def zuko_models(features: int) -> list[Callable[[], Model]]:
 
     def mixed() -> Model:
         flow = stock(4)
-        for i in range(4):
-            flow.transform.transforms.insert(3 * i, flowplug_zuko.ZukoTransform(fp.ActNorm(features)))
-            flow.transform.transforms.insert(3 * i + 1, flowplug_zuko.ResidualTransform(features))
+        for i in (0, 4):
+            flow.transform.transforms.insert(i, flowplug_zuko.ZukoTransform(fp.ActNorm(features)))
+            flow.transform.transforms.insert(i + 1, flowplug_zuko.ResidualTransform(features))
         return wrap("zuko: MAF + residual", flow)
 
     return [
