@@ -81,5 +81,5 @@ def linearize(branch: Branch, x: Tensor) -> tuple[Tensor, VectorJacobianProduct]
         # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the caller's
         # tensor is not marked.
         point = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        y = branch(point)
+        y = branch(point).to(x.dtype)  # autocast lowers it
     return y, VectorJacobianProduct(y, point)

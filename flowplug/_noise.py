@@ -3,25 +3,28 @@
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 _seed: ContextVar[int | None] = ContextVar("flowplug_seed", default=None)
 _skip: ContextVar[bool] = ContextVar("flowplug_no_logdet", default=False)
 
 
-class Noise(NamedTuple):
-    """Generators of one estimate: ``host`` for series lengths, ``device`` for probes; ``None`` is torch's own."""
+@dataclass(frozen=True)
+class Noise:
+    """Where one estimate takes its random numbers from: torch's generators, or private ones that a seed repeats.
 
-    host: Generator | None = None
-    device: Generator | None = None
+    Args:
+        seed: An integer scalar tensor, read only by an estimator that asks for a generator; ``None``: torch's own.
+    """
 
+    seed: Tensor | None = None
 
-def seeded_noise(seed: int, device: torch.device) -> Noise:
-    """Private generators: the same seed gives the same estimate, and torch's global generators are left alone."""
-    return Noise(Generator("cpu").manual_seed(seed), Generator(device).manual_seed(seed))
+    def generator(self, device: torch.device | str) -> Generator | None:
+        """A fresh generator on the device, or ``None`` for torch's own."""
+        return None if self.seed is None else Generator(device).manual_seed(int(self.seed))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowplug._branch import Branch
 from flowplug._errors import ShapeError
-from flowplug._noise import Noise, current_seed, logdet_skipped, seeded_noise
+from flowplug._noise import Noise, current_seed, logdet_skipped
 from flowplug._transform import Transform
 from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound, require_contraction
 from flowplug.logdet._default import LogDet, default_logdet
@@ -127,11 +127,8 @@ class ResidualTransform(Transform):
         if logdet is None:
             logdet = default_logdet(math.prod(x.shape[1:]), training=self.training)
         seed = current_seed()
-        if self.training and seed is None:
-            noise = Noise()
-        else:
-            noise = seeded_noise((seed or 0) ^ int(self.noise_seed), x.device)
-        gx, ladj = logdet(branch, x, noise)
+        fresh = self.training and seed is None
+        gx, ladj = logdet(branch, x, Noise() if fresh else Noise(self.noise_seed ^ (seed or 0)))
         # Estimators turn autograd on for their products; outside, the caller's mode holds.
         return (gx, ladj) if torch.is_grad_enabled() else (gx.detach(), ladj.detach())
 

@@ -165,3 +165,6 @@ def test_ready_made_flow():
     x = 3 + torch.randn(64, 3)
     train(flow, lambda: -flow.log_prob(x).mean())
     assert flow.sample(5).shape == (5, 3)
+    conditional = flowplug_nflows.ResidualFlow(3, 16, num_layers=2, num_blocks_per_layer=1, context_features=2)
+    context = torch.randn(64, 2)
+    train(conditional, lambda: -conditional.log_prob(x + context[:, :1], context).mean())

@@ -98,6 +98,7 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         hidden_features: Width of the hidden layers.
         num_layers: Number of residual transforms; an `flowplug.ActNorm` stands before each and after the last.
         num_blocks_per_layer: Number of hidden layers of each.
+        context_features: Width of the context, or ``None``.
 
     Example:
         >>> flow = ResidualFlow(features=2, hidden_features=32, num_layers=4, num_blocks_per_layer=2)
@@ -105,10 +106,17 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         torch.Size([5])
     """
 
-    def __init__(self, features: int, hidden_features: int, num_layers: int, num_blocks_per_layer: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        num_layers: int,
+        num_blocks_per_layer: int,
+        context_features: int | None = None,
+    ) -> None:
         layers: list[Transform] = []
         for _ in range(num_layers):
             layers.append(NflowsTransform(fp.ActNorm(features)))
-            layers.append(ResidualTransform(features, hidden_features, num_blocks=num_blocks_per_layer))
+            layers.append(ResidualTransform(features, hidden_features, context_features, num_blocks_per_layer))
         layers.append(NflowsTransform(fp.ActNorm(features)))
         super().__init__(CompositeTransform(layers), StandardNormal([features]))

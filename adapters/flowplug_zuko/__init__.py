@@ -45,7 +45,7 @@ class BoundTransform(Transform):
         super().__init__(cache_size=cache_size)
         self.core, self.context = core, context
         self.domain = self.codomain = constraints.independent(constraints.real, core.event_dim)  # type: ignore[no-untyped-call]
-        self.seed = int(torch.randint(2**31, ())) if seed is None and core.training else seed
+        self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None and core.training else seed
 
     def with_cache(self, cache_size: int = 1) -> BoundTransform:
         """The same transform, with or without torch's cache of one pair."""

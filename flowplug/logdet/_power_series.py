@@ -42,11 +42,11 @@ class PowerSeries:
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)`` in nats."""
         y, vjp = linearize(branch, x)
-        weights = self.terms.draw(noise.host)
+        weights = self.terms.draw(noise.generator("cpu"))
         if not weights:
             # No term was drawn; a zero that keeps its graph lets a loss of log-dets alone be differentiated.
             return y, 0 * y.flatten(1).sum(1)
         total = x.new_zeros(len(x))
-        for v in self.probes.draw(x, noise.device):
+        for v in self.probes.draw(x, noise.generator(x.device)):
             total = total + self.gradient(vjp, v, weights)
         return y, total / self.probes.samples
