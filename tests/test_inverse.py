@@ -72,7 +72,9 @@ class TestRoundTrip:
         with torch.no_grad():
             together = transform.inverse(y)[0]
             alone = torch.cat([transform.inverse(row[None])[0] for row in y])
-        torch.testing.assert_close(together, alone, atol=10 * eps, rtol=10 * eps)
+        # Each is right to rounding times the condition of the problem.
+        allowed = 10 * eps / (1 - float(transform.lipschitz))
+        torch.testing.assert_close(together, alone, atol=allowed, rtol=allowed)
 
     def test_finished_samples_leave_the_batch(self):
         sizes = []
