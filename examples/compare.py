@@ -76,7 +76,8 @@ def load_data(path: Path | None, device: str) -> Data:
     """Reads an .npz file, or splits and standardises the default table.
 
     Raises:
-        ValueError: The file lacks an array or an array is not a table of finite numbers of one width.
+        ValueError: The file lacks an array, an array is not a table of finite numbers of one width, or a feature is
+            constant in the training rows, where it has no density.
     """
     if path is None:
         name = "UCI Breast Cancer Wisconsin, log of 30 measurements"
@@ -94,6 +95,8 @@ def load_data(path: Path | None, device: str) -> Data:
     if len(widths) != 1 or any(array.ndim != 2 or not np.isfinite(array).all() for array in arrays.values()):
         raise ValueError(f"train, val and test must be finite tables of one width; got widths {widths}")
     mean, std = arrays["train"].mean(0), arrays["train"].std(0)
+    if not std.all():
+        raise ValueError(f"features {np.flatnonzero(std == 0).tolist()} are constant in train: leave them out")
     parts = {part: torch.tensor((array - mean) / std, dtype=torch.float32) for part, array in arrays.items()}
     return Data(name, **{part: tensor.to(device) for part, tensor in parts.items()})
 
