@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -12,7 +11,6 @@ _seed: ContextVar[int | None] = ContextVar("flowplug_seed", default=None)
 _skip: ContextVar[bool] = ContextVar("flowplug_no_logdet", default=False)
 
 
-@dataclass(frozen=True)
 class Noise:
     """Where one estimate takes its random numbers from: torch's generators, or private ones that a seed repeats.
 
@@ -20,11 +18,18 @@ class Noise:
         seed: An integer scalar tensor, read only by an estimator that asks for a generator; ``None``: torch's own.
     """
 
-    seed: Tensor | None = None
+    def __init__(self, seed: Tensor | None = None) -> None:
+        self._seed = seed
+        self._generators: dict[torch.device, Generator] = {}
 
     def generator(self, device: torch.device | str) -> Generator | None:
-        """A fresh generator on the device, or ``None`` for torch's own."""
-        return None if self.seed is None else Generator(device).manual_seed(int(self.seed))
+        """The generator of this estimate on the device, one stream for all its draws; ``None`` for torch's own."""
+        if self._seed is None:
+            return None
+        device = torch.device(device)
+        if device not in self._generators:
+            self._generators[device] = Generator(device).manual_seed(int(self._seed))
+        return self._generators[device]
 
 
 @contextlib.contextmanager

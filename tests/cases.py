@@ -119,6 +119,7 @@ CORE = {
     "Inverse": Row(inverse, exempt=("gradient of the ladj",)),
     "PowerSeries": Row(using(fp.PowerSeries(terms=ROULETTE))),
     "PowerSeries context": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(context_features=2, **k), context=2),
+    "PowerSeries d=1": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(event=1, **k), event=(1,)),
     "PowerSeries image": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(event=(2, 2, 2), **k), event=(2, 2, 2)),
     "PowerSeries Autograd": Row(using(fp.PowerSeries(terms=ROULETTE, gradient=fp.Autograd()))),
     "PowerSeries Gaussian": Row(using(fp.PowerSeries(terms=ROULETTE, probes=fp.Gaussian()))),
