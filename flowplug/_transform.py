@@ -28,6 +28,16 @@ class Transform(nn.Module, abc.ABC):
         event_dim: Number of trailing dimensions that form one event.
         event_shape: Sizes of those dimensions, ``None`` where any size fits; ``None`` altogether when unknown.
         context_features: Width of the context, 0 for an unconditional transform.
+
+    Example:
+        >>> class Shift(Transform):
+        ...     event_dim = 1
+        ...     def _forward(self, x, context):
+        ...         return x + 1, x.new_zeros(x.shape[:-1])
+        ...     def _inverse(self, y, context):
+        ...         return y - 1, y.new_zeros(y.shape[:-1])
+        >>> Shift().inverse(torch.zeros(5, 2))[0][0]
+        tensor([-1., -1.])
     """
 
     event_dim: int

@@ -34,6 +34,10 @@ class InfNorm:
 
     Rows are shrunk one by one, so a large row costs the others nothing. The default for dense layers: residual blocks
     use more of an inf-norm bound than of a 2-norm bound, and train better.
+
+    Example:
+        >>> InfNorm().measure(torch.tensor([[1.0, -2.0], [0.5, 0.5]]))
+        tensor(3.)
     """
 
     order: ClassVar[float] = math.inf
@@ -73,6 +77,13 @@ class Gram:
 
     Args:
         iterations: The number :math:`t` of Gram matrices, at least 1.
+
+    Raises:
+        ValueError: ``iterations`` is below 1.
+
+    Example:
+        >>> bool(Gram().measure(torch.eye(3)) >= 1)
+        True
     """
 
     iterations: int = 8

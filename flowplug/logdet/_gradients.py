@@ -27,6 +27,9 @@ class Autograd:
     r"""Differentiates the series term by term; memory grows with the number of terms.
 
     .. math:: \sum_{k=1}^{n} \frac{(-1)^{k+1} c_k}{k} v^T J^k v
+
+    Example:
+        >>> logdet = PowerSeries(gradient=Autograd())
     """
 
     def __call__(self, vjp: VectorJacobianProduct, v: Tensor, weights: Sequence[float]) -> Tensor:
@@ -51,6 +54,9 @@ class Neumann:
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
     Theorem 2, whose published code returns :math:`u^T J v` itself in place of the log-det.
+
+    Example:
+        >>> logdet = PowerSeries(gradient=Neumann())
     """
 
     def __call__(self, vjp: VectorJacobianProduct, v: Tensor, weights: Sequence[float]) -> Tensor:

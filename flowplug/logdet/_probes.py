@@ -31,7 +31,12 @@ class Probes(abc.ABC):
 
 @dataclass(frozen=True)
 class Rademacher(Probes):
-    """Independent signs: the lowest variance among probes with independent entries."""
+    """Independent signs: the lowest variance among probes with independent entries.
+
+    Example:
+        >>> Rademacher(samples=2).draw(torch.zeros(5, 3), None).shape
+        torch.Size([2, 5, 3])
+    """
 
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Entries -1 and 1."""
@@ -41,7 +46,12 @@ class Rademacher(Probes):
 
 @dataclass(frozen=True)
 class Gaussian(Probes):
-    """Standard normal entries, as in the published code."""
+    """Standard normal entries, as in the published code.
+
+    Example:
+        >>> Gaussian().draw(torch.zeros(5, 3), None).shape
+        torch.Size([1, 5, 3])
+    """
 
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Standard normal entries."""

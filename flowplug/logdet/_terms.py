@@ -39,6 +39,10 @@ class Truncated:
 
     Raises:
         ValueError: ``n`` is below 1.
+
+    Example:
+        >>> Truncated(3).draw(None)
+        [1.0, 1.0, 1.0]
     """
 
     n: int
@@ -65,6 +69,10 @@ class Geometric:
 
     Raises:
         ValueError: ``p`` is not in (0, 1).
+
+    Example:
+        >>> Geometric(0.5).survival(2)
+        0.25
     """
 
     p: float
@@ -95,6 +103,10 @@ class Poisson:
 
     Raises:
         ValueError: ``rate`` is not positive.
+
+    Example:
+        >>> round(Poisson(2.0).survival(1), 4)  # 1 - exp(-2)
+        0.8647
     """
 
     rate: float
@@ -134,6 +146,9 @@ class Roulette:
 
     Raises:
         ValueError: ``exact`` is negative.
+
+    Example:
+        >>> logdet = PowerSeries(terms=Roulette(Geometric(0.1), exact=4))
     """
 
     length: Length
