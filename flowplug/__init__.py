@@ -5,6 +5,7 @@ from flowplug._errors import ContextError as ContextError
 from flowplug._errors import DeviceError as DeviceError
 from flowplug._errors import DtypeError as DtypeError
 from flowplug._errors import FlowplugError as FlowplugError
+from flowplug._errors import InfiniteVarianceWarning as InfiniteVarianceWarning
 from flowplug._errors import InverseNotAvailable as InverseNotAvailable
 from flowplug._errors import LipschitzError as LipschitzError
 from flowplug._errors import NonFiniteError as NonFiniteError
@@ -26,13 +27,19 @@ from flowplug.lipschitz._linear import LipschitzLinear as LipschitzLinear
 from flowplug.lipschitz._mlp import LipschitzMLP as LipschitzMLP
 from flowplug.lipschitz._norms import Gram as Gram
 from flowplug.lipschitz._norms import InfNorm as InfNorm
+from flowplug.logdet._control import ExactTrace as ExactTrace
 from flowplug.logdet._default import LogDet as LogDet
 from flowplug.logdet._exact import ExactLogDet as ExactLogDet
 from flowplug.logdet._gradients import Autograd as Autograd
 from flowplug.logdet._gradients import Neumann as Neumann
+from flowplug.logdet._gradients import Recompute as Recompute
+from flowplug.logdet._krylov import Krylov as Krylov
 from flowplug.logdet._power_series import PowerSeries as PowerSeries
 from flowplug.logdet._probes import Gaussian as Gaussian
+from flowplug.logdet._probes import Orthogonal as Orthogonal
 from flowplug.logdet._probes import Rademacher as Rademacher
+from flowplug.logdet._terms import Certified as Certified
+from flowplug.logdet._terms import Converged as Converged
 from flowplug.logdet._terms import Geometric as Geometric
 from flowplug.logdet._terms import Poisson as Poisson
 from flowplug.logdet._terms import Roulette as Roulette

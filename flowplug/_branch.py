@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
 
@@ -38,7 +39,7 @@ class Branch:
             )
         return y
 
-    def rows(self, index: Tensor) -> Branch:
+    def rows(self, index: Tensor | slice) -> Branch:
         """The branch of the rows in ``index`` only."""
         return Branch(self.g, None if self.context is None else self.context[index])
 
@@ -46,25 +47,56 @@ class Branch:
         """The bound of ``g`` from the weights in use."""
         return lipschitz_bound(self.g)
 
+    def linearize(self, x: Tensor) -> Linearization:
+        """``g`` and its derivative at ``x: (B, *event)``; works in any grad mode."""
+        return AutogradLinearization(self, x)
+
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and its Jacobian ``(B, D, D)`` by D vector-Jacobian products, D the event's size."""
-        y, vjp = linearize(self, x)
+        linear = AutogradLinearization(self, x)
         size = math.prod(x.shape[1:])
-        basis = torch.eye(size, dtype=y.dtype, device=y.device).reshape(size, 1, *x.shape[1:]).expand(size, *y.shape)
-        products = vjp(basis, batched=True, create_graph=torch.is_grad_enabled())
-        return y, products.reshape(size, len(x), size).transpose(0, 1)
+        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
+        products = linear.vjp(basis, batched=True, create_graph=torch.is_grad_enabled())
+        return linear.y, products.reshape(size, len(x), size).transpose(0, 1)
 
 
-class VectorJacobianProduct:
-    """``v -> J^T v`` at one point, by the graph of one evaluation."""
+class Linearization(abc.ABC):
+    """``g`` and its Jacobian J at one point, without the matrix.
 
-    def __init__(self, y: Tensor, x: Tensor) -> None:
-        self._y, self._x = y, x
+    Attributes:
+        y: ``g(x): (B, *event)``.
+    """
 
-    def __call__(self, v: Tensor, *, create_graph: bool = False, batched: bool = False) -> Tensor:
-        """The product for ``v: (B, *event)``, or for a stack ``(K, B, *event)`` when ``batched``."""
+    y: Tensor
+
+    @abc.abstractmethod
+    def vjp(self, v: Tensor, *, create_graph: bool = False) -> Tensor:
+        """The vector-Jacobian products ``J^T v`` for ``v: (B, *event)``; the graph is that of the current grad mode."""
+
+    @abc.abstractmethod
+    def rows(self, index: Tensor | slice) -> Linearization:
+        """The linearization at the rows in ``index`` only."""
+
+    def trace(self) -> Tensor | None:
+        """The trace of J, ``(B,)``, where it costs no more than a product; else ``None``."""
+        return None
+
+
+class AutogradLinearization(Linearization):
+    """Products by the graph of one evaluation of any ``g``."""
+
+    def __init__(self, branch: Branch, x: Tensor) -> None:
+        self._branch, self._at = branch, x
+        with torch.enable_grad():
+            # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the
+            # caller's tensor is not marked.
+            self._x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            self.y = branch(self._x).to(x.dtype)  # autocast lowers it
+
+    def vjp(self, v: Tensor, *, create_graph: bool = False, batched: bool = False) -> Tensor:
+        """The products for ``v: (B, *event)``, or for a stack ``(K, B, *event)`` when ``batched``."""
         return torch.autograd.grad(
-            self._y,
+            self.y,
             self._x,
             v,
             retain_graph=True,
@@ -74,12 +106,6 @@ class VectorJacobianProduct:
             materialize_grads=True,
         )[0]
 
-
-def linearize(branch: Branch, x: Tensor) -> tuple[Tensor, VectorJacobianProduct]:
-    """``g(x)`` and its vector-Jacobian product at ``x: (B, *event)``; works in any grad mode."""
-    with torch.enable_grad():
-        # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the caller's
-        # tensor is not marked.
-        point = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        y = branch(point).to(x.dtype)  # autocast lowers it
-    return y, VectorJacobianProduct(y, point)
+    def rows(self, index: Tensor | slice) -> Linearization:
+        """Evaluates ``g`` once more, at the rows in ``index``."""
+        return self._branch.rows(index).linearize(self._at[index])

@@ -1,4 +1,4 @@
-"""Every error flowplug raises on purpose; each also derives from the built-in a caller would expect."""
+"""Every error and warning of flowplug; each also derives from the built-in a caller would expect."""
 
 
 class FlowplugError(Exception):
@@ -39,3 +39,7 @@ class InverseNotAvailable(FlowplugError, NotImplementedError):
 
 class SecondDerivativeError(FlowplugError, RuntimeError):
     """A derivative was asked for that is only available to first order."""
+
+
+class InfiniteVarianceWarning(UserWarning):
+    """A log-det estimate may have infinite variance: its mean is right, but no average of draws settles."""

@@ -13,6 +13,7 @@ from flowplug._noise import Noise, current_seed, logdet_skipped
 from flowplug._transform import Transform
 from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound, require_contraction
 from flowplug.logdet._default import LogDet, default_logdet
+from flowplug.logdet._series import SeriesLogDet
 from flowplug.solvers._fixed_point import FixedPoint
 from flowplug.solvers._implicit import Solver, solve
 
@@ -79,7 +80,11 @@ class ResidualTransform(Transform):
     ) -> None:
         super().__init__()
         self.g = g
-        require_contraction(type(g).__name__, self.lipschitz)
+        bound = self.lipschitz
+        require_contraction(type(g).__name__, bound)
+        for estimator in (logdet, eval_logdet):
+            if isinstance(estimator, SeriesLogDet):
+                estimator.check(bound)
         self.logdet, self.eval_logdet, self.solver = logdet, eval_logdet, solver
         self.event_shape = getattr(g, "event_shape", None)
         known = 1 if self.event_shape is None else len(self.event_shape)

@@ -102,6 +102,7 @@ def on(view, make, **fixed):
 
 
 ROULETTE = fp.Roulette(fp.Geometric(0.4), exact=2)
+RECOMPUTE = fp.Recompute(fp.Neumann())
 
 CORE = {
     "ActNorm": Row(lambda **k: fp.ActNorm(3, **k)),
@@ -117,14 +118,30 @@ CORE = {
     "Composed": Row(composed, context=2),
     # The oracle of this law is a second derivative, which the inverse of a residual transform refuses.
     "Inverse": Row(inverse, exempt=("gradient of the ladj",)),
+    "Krylov": Row(using(fp.Krylov())),
+    "Krylov context": Row(lambda **k: using(fp.Krylov())(context_features=2, **k), context=2),
+    "Krylov d=1": Row(lambda **k: using(fp.Krylov())(event=1, **k), event=(1,)),
+    "Krylov image": Row(lambda **k: using(fp.Krylov())(event=(2, 2, 2), **k), event=(2, 2, 2)),
+    "Krylov Gaussian": Row(using(fp.Krylov(probes=fp.Gaussian()))),
+    "Krylov orthogonal": Row(using(fp.Krylov(probes=fp.Orthogonal(samples=2)))),
+    "Krylov without control": Row(using(fp.Krylov(control=None))),
+    "Krylov no exact term": Row(using(fp.Krylov(terms=fp.Roulette(fp.Geometric(0.5), exact=0)))),
+    "Krylov Poisson": Row(using(fp.Krylov(terms=fp.Roulette(fp.Poisson(1.0), exact=1)))),
+    "Krylov converged": Row(using(fp.Krylov(terms=fp.Converged(rtol=1e-6)))),
+    "Krylov Recompute": Row(using(fp.Krylov(gradient=RECOMPUTE))),
+    "Krylov Recompute context": Row(
+        lambda **k: using(fp.Krylov(gradient=RECOMPUTE))(context_features=2, **k), context=2
+    ),
     "PowerSeries": Row(using(fp.PowerSeries(terms=ROULETTE))),
-    "PowerSeries context": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(context_features=2, **k), context=2),
-    "PowerSeries d=1": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(event=1, **k), event=(1,)),
-    "PowerSeries image": Row(lambda **k: using(fp.PowerSeries(ROULETTE))(event=(2, 2, 2), **k), event=(2, 2, 2)),
+    "PowerSeries Certified": Row(using(fp.PowerSeries())),
+    "PowerSeries control": Row(using(fp.PowerSeries(terms=ROULETTE, control=fp.ExactTrace()))),
+    "PowerSeries Recompute": Row(using(fp.PowerSeries(terms=ROULETTE, gradient=RECOMPUTE))),
+    "PowerSeries context": Row(lambda **k: using(fp.PowerSeries(terms=ROULETTE))(context_features=2, **k), context=2),
+    "PowerSeries d=1": Row(lambda **k: using(fp.PowerSeries(terms=ROULETTE))(event=1, **k), event=(1,)),
+    "PowerSeries image": Row(lambda **k: using(fp.PowerSeries(terms=ROULETTE))(event=(2, 2, 2), **k), event=(2, 2, 2)),
     "PowerSeries Autograd": Row(using(fp.PowerSeries(terms=ROULETTE, gradient=fp.Autograd()))),
     "PowerSeries Gaussian": Row(using(fp.PowerSeries(terms=ROULETTE, probes=fp.Gaussian()))),
     "PowerSeries two probes": Row(using(fp.PowerSeries(terms=ROULETTE, probes=fp.Rademacher(samples=2)))),
-    "PowerSeries Poisson": Row(using(fp.PowerSeries(terms=fp.Roulette(fp.Poisson(2.0), exact=3)))),
     "PowerSeries no exact term": Row(using(fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.4), exact=0)))),
     "PowerSeries long": Row(using(fp.PowerSeries(terms=fp.Truncated(150)))),
 }

@@ -1,5 +1,6 @@
 """Log-det estimators against exact oracles."""
 
+import contextlib
 import math
 
 import pytest
@@ -8,14 +9,19 @@ from torch import nn
 
 import flowplug as fp
 from cases import residual, small_mlp
-from flowplug._branch import Branch, linearize
+from flowplug._branch import Branch
 from flowplug._noise import Noise
 from flowplug.testing import z_test
 
+LONG = fp.Roulette(fp.Geometric(0.03), exact=2)
 SERIES = {
-    "Neumann": fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.03), exact=2)),
-    "Autograd": fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.03), exact=2), gradient=fp.Autograd()),
-    "Gaussian": fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.03), exact=2), probes=fp.Gaussian()),
+    "Neumann": fp.PowerSeries(terms=LONG),
+    "Autograd": fp.PowerSeries(terms=LONG, gradient=fp.Autograd()),
+    "Gaussian": fp.PowerSeries(terms=LONG, probes=fp.Gaussian()),
+    "Recompute": fp.PowerSeries(terms=LONG, gradient=fp.Recompute()),
+    "Certified": fp.PowerSeries(),
+    "Krylov": fp.Krylov(),
+    "Krylov Gaussian": fp.Krylov(probes=fp.Gaussian(), gradient=fp.Recompute()),
 }
 
 
@@ -71,7 +77,7 @@ class TestLinearBranch:
         torch.testing.assert_close(gradient, weights.sum() * 3 / (1 + a), atol=0, rtol=1000 * eps)
 
     # The survival 0.97 exceeds 0.9 ** 2 and 0.98 ** 2: the variance is finite. 1,000 draws find a bias of a quarter of
-    # a standard deviation of one draw with probability 0.999.
+    # a standard deviation of one draw with probability 0.999. For Krylov the second term is an invariant subspace.
     @pytest.mark.parametrize("name", SERIES)
     @pytest.mark.parametrize("a", [-0.98, -0.5, 0.5, 0.9])
     def test_estimates(self, a, name):
@@ -100,7 +106,7 @@ class TestEstimatorLaw:
     @pytest.mark.parametrize("samples", [1, 2])
     def test_weights_from_0_to_1_and_coupled_coordinates(self, gradient, samples):
         g, x, weights = Coupled(), torch.randn(4, 4), torch.linspace(0, 1, 4)
-        logdet = fp.PowerSeries(fp.Roulette(fp.Geometric(0.4)), fp.Rademacher(samples), gradient)
+        logdet = fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.4)), probes=fp.Rademacher(samples), gradient=gradient)
         transform = fp.ResidualTransform(g, logdet=logdet)
         truth = self.oracle(g, x, weights, [g.matrix])
         z_test("coupled", draws(transform, x, [g.matrix], weights, 2000), truth)
@@ -109,7 +115,7 @@ class TestEstimatorLaw:
         g, x = Coupled(), torch.randn(2000, 4)
         terms = fp.Truncated(40)
         one, two = (
-            fp.ResidualTransform(g, logdet=fp.PowerSeries(terms, fp.Rademacher(samples)))(x)[1].var()
+            fp.ResidualTransform(g, logdet=fp.PowerSeries(terms=terms, probes=fp.Rademacher(samples)))(x)[1].var()
             for samples in (1, 2)
         )
         # Each variance of 2,000 independent rows is known to about 5 %.
@@ -128,7 +134,7 @@ class TestEstimatorLaw:
 
     def test_truncation_is_biased_within_its_bound(self):
         a, n, size = 0.9, 3, 2
-        transform = fp.ResidualTransform(Scale(a), logdet=fp.PowerSeries(fp.Truncated(n)))
+        transform = fp.ResidualTransform(Scale(a), logdet=fp.PowerSeries(terms=fp.Truncated(n)))
         error = abs(float(transform(torch.randn(1, size))[1].detach()) - size * math.log1p(a))
         bound = -size * (math.log(1 - a) + sum(a**k / k for k in range(1, n + 1)))
         assert 0.01 < error <= bound
@@ -151,7 +157,7 @@ class TestEstimatorLaw:
     def test_linearization_holds_the_context_fixed(self, eps):
         g, x = small_mlp(context_features=2), torch.randn(4, 3, requires_grad=True)
         v = torch.randn(4, 3)
-        joined, apart = (linearize(Branch.of(g, c), x)[1](v) for c in (x[:, :2], x[:, :2].detach()))
+        joined, apart = (Branch.of(g, c).linearize(x).vjp(v) for c in (x[:, :2], x[:, :2].detach()))
         torch.testing.assert_close(joined, apart, atol=10 * eps, rtol=0)
 
     def test_network_that_ignores_its_input_has_log_det_zero(self):
@@ -160,23 +166,69 @@ class TestEstimatorLaw:
                 return 0 * x + 1
 
         fp.lipschitz_bound.register(Constant, lambda module: fp.LipschitzBound(0.0))
-        for logdet in (fp.ExactLogDet(), SERIES["Neumann"]):
+        for logdet in (fp.ExactLogDet(), *SERIES.values()):
             assert not fp.ResidualTransform(Constant(), logdet=logdet)(torch.randn(4, 3))[1].any()
 
 
 class TestTerms:
-    @pytest.mark.parametrize("length", [fp.Geometric(0.5), fp.Geometric(0.1), fp.Poisson(2.0)])
-    def test_survival_is_the_frequency_of_longer_draws(self, length):
-        generator = torch.Generator("cpu").manual_seed(0)
-        lengths = torch.tensor([length.draw(generator) for _ in range(5000)])
-        for m in range(6):
-            p = length.survival(m)
-            # A z-test of 5,000 Bernoulli draws at 5 standard errors.
-            assert abs(float((lengths >= m).double().mean()) - p) <= 5 * math.sqrt(p * (1 - p) / 5000)
+    @pytest.mark.parametrize("group", [1, 4, 100])
+    @pytest.mark.parametrize("length", [fp.Geometric(0.5), fp.Certified(), fp.Poisson(2.0)])
+    def test_rows_continue_as_often_as_they_are_weighted_for(self, length, group):
+        generator, terms = torch.Generator("cpu").manual_seed(0), fp.Roulette(length, exact=2, group=group)
+        counts = torch.zeros(5000, 6, device="cpu", dtype=torch.float64)
+        for row in counts:
+            for k, (weight, count) in enumerate(terms.schedule(10, lambda: 0.6, generator)):
+                if k < len(row):
+                    row[k] = count * weight
+        # Each row has term k with probability 1 / weight: 10 rows on average; a z-test at 5 standard errors.
+        error = (counts.mean(0) - 10).abs()
+        assert not counts[:, :2].std(0).any()
+        assert bool((error <= 5 * counts.std(0) / math.sqrt(5000)).all())
 
-    def test_roulette_weights(self):
-        weights = fp.Roulette(fp.Geometric(0.5), exact=2).draw(torch.Generator("cpu").manual_seed(1))
-        assert weights == [1.0, 1.0, *[2.0**m for m in range(1, len(weights) - 1)]]
+    def test_single_rows_are_sampled_systematically(self):
+        terms, generator = fp.Roulette(fp.Geometric(0.5), exact=1, group=1), torch.Generator("cpu").manual_seed(0)
+        for _ in range(20):
+            counts = [count for _, count in terms.schedule(16, lambda: 0.9, generator)]
+            assert counts[:5] == [16, 8, 4, 2, 1]
+
+    def test_every_row_is_as_likely_to_continue(self):
+        """Marks the rows that have the second term, whose weight is 10: a chi-square test over 8 rows."""
+        transform = fp.ResidualTransform(
+            Scale(0.3), logdet=fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.9), exact=1, group=1))
+        )
+        x, marks = torch.zeros(8, 1), torch.zeros(8)
+        for _ in range(2000):
+            marks += transform(x)[1] < 0
+        expected = marks.sum() / 8
+        assert 1400 < float(marks.sum()) < 1800  # 1,600 expected
+        assert float(((marks - expected) ** 2 / expected).sum()) < 30  # exceeded with probability 1e-4
+
+    def test_one_row(self):
+        generator = torch.Generator("cpu").manual_seed(1)
+        steps = list(fp.Roulette(fp.Geometric(0.5), exact=2).schedule(1, lambda: 0.9, generator))
+        assert steps == [(1.0, 1), (1.0, 1), *((2.0**m, 1) for m in range(1, len(steps) - 1))]
+
+    def test_certified_length_follows_the_weights_in_use(self):
+        assert fp.Certified().survival(3, lambda: 0.5) == 0.125
+        with pytest.raises(fp.LipschitzError, match=r"below 1; it is 1\.5"):
+            fp.Certified().survival(1, lambda: 1.5)
+
+    @pytest.mark.parametrize(
+        ("logdet", "warns"),
+        [
+            (fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.5))), True),
+            (fp.PowerSeries(terms=fp.Roulette(fp.Poisson(10.0))), True),
+            (fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.03))), False),
+            (fp.PowerSeries(), False),
+            (fp.PowerSeries(terms=fp.Truncated(3)), False),
+            (fp.PowerSeries(terms=fp.Converged()), False),
+            (fp.Krylov(terms=fp.Roulette(fp.Poisson(2.0))), False),
+        ],
+    )
+    def test_possibly_infinite_variance_warns(self, logdet, warns):
+        expected = pytest.warns(fp.InfiniteVarianceWarning, match="Use Krylov") if warns else contextlib.nullcontext()
+        with expected:
+            fp.ResidualTransform(small_mlp(), logdet=logdet)
 
     @pytest.mark.parametrize(
         ("make", "message"),
@@ -185,6 +237,10 @@ class TestTerms:
             (lambda: fp.Geometric(1.0), r"in \(0, 1\); got 1.0"),
             (lambda: fp.Poisson(0.0), "positive; got 0.0"),
             (lambda: fp.Roulette(fp.Geometric(0.5), exact=-1), "at least 0; got -1"),
+            (lambda: fp.Roulette(fp.Geometric(0.5), group=0), "at least 1; got 0"),
+            (lambda: fp.Converged(0.0), "positive; got 0.0"),
+            (lambda: fp.Converged(max_terms=0), "at least 1; got 0"),
+            (lambda: fp.Orthogonal(samples=4).draw(torch.zeros(2, 3), None), "these have 3"),
             (lambda: fp.Rademacher(0), "at least 1; got 0"),
             (lambda: fp.Gaussian(samples=0), "at least 1; got 0"),
         ],

@@ -133,11 +133,13 @@ class TestArguments:
     def test_they_name_the_estimator(self):
         assert self.estimator() is None
         assert self.estimator(brute_force=True) == self.estimator(exact_trace=True) == fp.ExactLogDet()
-        assert self.estimator(n_power_series=7) == fp.PowerSeries(fp.Truncated(7))
-        poisson = fp.PowerSeries(fp.Roulette(fp.Poisson(3.0), exact=4), fp.Rademacher(samples=2))
-        assert self.estimator(n_dist="poisson", lamb=3.0, n_exact_terms=4, n_samples=2) == poisson
-        autograd = fp.PowerSeries(fp.Roulette(fp.Geometric(0.5), exact=3), gradient=fp.Autograd())
-        assert self.estimator(reduce_memory=False) == autograd
+        assert self.estimator(n_power_series=7) == fp.PowerSeries(terms=fp.Truncated(7))
+        poisson = fp.PowerSeries(terms=fp.Roulette(fp.Poisson(3.0), exact=4), probes=fp.Rademacher(samples=2))
+        with pytest.warns(fp.InfiniteVarianceWarning):
+            assert self.estimator(n_dist="poisson", lamb=3.0, n_exact_terms=4, n_samples=2) == poisson
+        autograd = fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.5), exact=3), gradient=fp.Autograd())
+        with pytest.warns(fp.InfiniteVarianceWarning):
+            assert self.estimator(reduce_memory=False) == autograd
 
     def test_bad_ones_are_refused(self):
         with pytest.raises(ValueError, match="n_dist must be one of"):
@@ -146,7 +148,8 @@ class TestArguments:
             self.estimator(context_features=4)
 
     def test_positional_order_is_that_of_normflows(self):
-        flow = flowplug_normflows.Residual(fp.LipschitzMLP(2), False, False, 0.4, 2.0, None, False, False, 2)  # noqa: FBT003
+        with pytest.warns(fp.InfiniteVarianceWarning):
+            flow = flowplug_normflows.Residual(fp.LipschitzMLP(2), False, False, 0.4, 2.0, None, False, False, 2)  # noqa: FBT003
         assert flow.reverse is False
         assert flow.core.logdet.probes == fp.Rademacher(samples=2)
 

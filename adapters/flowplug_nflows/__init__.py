@@ -63,7 +63,7 @@ class ResidualTransform(NflowsTransform):
         num_blocks: Number of hidden layers.
         activation: Makes an activation module of known Lipschitz bound (a class such as `flowplug.Sine`).
         bound: Upper bound on the Lipschitz constant of g, in (0, 1).
-        logdet: The log-det in train mode, `flowplug.ExactLogDet`, `flowplug.PowerSeries`, ...; ``None`` chooses.
+        logdet: The log-det in train mode, `flowplug.ExactLogDet`, `flowplug.Krylov`, ...; ``None`` chooses.
         eval_logdet: The same in eval mode.
 
     Example:

@@ -121,7 +121,7 @@ class ResidualTransform(ZukoTransform):
         bound: float = 0.97,
     ) -> None:
         g = fp.LipschitzMLP(features, hidden_features, context_features=context, activation=activation, bound=bound)
-        logdet = None if exact is None else fp.ExactLogDet() if exact else fp.PowerSeries()
+        logdet = None if exact is None else fp.ExactLogDet() if exact else fp.Krylov()
         super().__init__(fp.ResidualTransform(g, logdet=logdet))
 
 

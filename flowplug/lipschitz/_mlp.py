@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowplug._branch import Branch
+from flowplug._branch import Branch, Linearization
 from flowplug._errors import ContextError, LipschitzError, ShapeError
 from flowplug.lipschitz._activations import Activation, Sine
 from flowplug.lipschitz._bound import LipschitzBound, compose_bounds, lipschitz_bound
@@ -106,7 +107,7 @@ class LipschitzMLP(nn.Module):
                 raise ContextError(f"LipschitzMLP needs a context of width {self.context_features}; got {got}")
             embedded = self.embedding(context).split([layer.out_features for layer in layers], dim=-1)
             shifts = [bias + part for bias, part in zip(shifts, embedded, strict=True)]
-        return MLPBranch(self, self.bounded_weights(), shifts)
+        return MLPBranch(self, context, self.bounded_weights(), shifts)
 
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
@@ -122,8 +123,10 @@ class LipschitzMLP(nn.Module):
 class MLPBranch(Branch):
     """A `LipschitzMLP` with its bounded weights and context shifts, ``(H,)`` or ``(B, H)``, computed once."""
 
-    def __init__(self, g: LipschitzMLP, weights: Sequence[Tensor], shifts: Sequence[Tensor]) -> None:
-        super().__init__(g, None)
+    def __init__(
+        self, g: LipschitzMLP, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]
+    ) -> None:
+        super().__init__(g, context)
         self._network, self._weights, self._shifts = g, weights, shifts
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -139,28 +142,81 @@ class MLPBranch(Branch):
             return functional.linear(hidden, weight, shift)
         return functional.linear(hidden, weight) + shift
 
-    def rows(self, index: Tensor) -> MLPBranch:
+    def rows(self, index: Tensor | slice) -> MLPBranch:
         """The branch of the rows in ``index`` only."""
         shifts = [shift if shift.dim() == 1 else shift[index] for shift in self._shifts]
-        return MLPBranch(self._network, self._weights, shifts)
+        return MLPBranch(self._network, None if self.context is None else self.context[index], self._weights, shifts)
 
     def lipschitz_bound(self) -> LipschitzBound:
         """The bound of the network from the weights of this pass."""
         return self._network.certify(self._weights)
 
+    def linearize(self, x: Tensor) -> Linearization:
+        """Products as explicit chains, where activations know their slope: no graph to walk, each slope taken once."""
+        chain = self._chain(x)
+        return super().linearize(x) if chain is None else chain
+
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and Jacobian in one forward chain of batched matrix products, where activations know their slope."""
+        """Value and Jacobian in one chain of batched matrix products, where activations know their slope."""
+        chain = self._chain(x)
+        return super().jacobian(x) if chain is None else (chain.y, chain.jacobian())
+
+    def _chain(self, x: Tensor) -> Chain | None:
         activations = [module for module in self._network.activations if isinstance(module, Activation)]
         if len(activations) < len(self._network.activations):
-            return super().jacobian(x)
-        hidden = self._affine(0, x.flatten(1))
+            return None
+        hidden, slopes = self._affine(0, x.flatten(1)), []
+        for i, activation in enumerate(activations, 1):
+            hidden, slope = activation.linearize(hidden)
+            hidden = self._affine(i, hidden)
+            slopes.append(slope)
+        return Chain(hidden.reshape(x.shape).to(x.dtype), self._weights, slopes)
+
+
+class Chain(Linearization):
+    r"""The derivative :math:`J = W_n D_{n-1} W_{n-1} \cdots D_1 W_1` of a perceptron, factor by factor.
+
+    Args:
+        y: ``g(x): (B, *event)``.
+        weights: The :math:`W_l`, ``(H_l, H_{l-1})``.
+        slopes: The diagonals of the :math:`D_l`, ``(B, H_l)``.
+    """
+
+    def __init__(self, y: Tensor, weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
+        self.y, self._weights, self._slopes = y, weights, slopes
+
+    def vjp(self, v: Tensor, *, create_graph: bool = False) -> Tensor:
+        """``J^T v``, layer by layer."""
+        with torch.set_grad_enabled(create_graph):
+            product = v.flatten(1) @ self._weights[-1]
+            for slope, weight in zip(reversed(self._slopes), reversed(self._weights[:-1]), strict=True):
+                product = (slope * product) @ weight
+            return product.reshape(v.shape).to(v.dtype)
+
+    def rows(self, index: Tensor | slice) -> Chain:
+        """The same weights, the slopes of the rows in ``index``."""
+        return Chain(self.y[index], self._weights, [slope[index] for slope in self._slopes])
+
+    def trace(self) -> Tensor | None:
+        """Linear in the slopes of one hidden layer, bilinear in those of two; unknown for more."""
+        if len(self._weights) == 1:
+            return self._weights[0].diagonal().sum().expand(len(self.y))
+        if len(self._weights) == 2:
+            first, last = self._weights
+            return self._slopes[0] @ (first * last.T).sum(1)
+        if len(self._weights) == 3:
+            first, middle, last = self._weights
+            return (self._slopes[1] @ (middle * (first @ last).T) * self._slopes[0]).sum(1)
+        return None
+
+    def jacobian(self) -> Tensor:
+        """The matrices ``(B, D, D)``."""
         # (B, D, H): entry (b, d) is the derivative of row b's hidden units with respect to its input d. With the
         # hidden units last, each step is one product of a (B D, H) matrix with the weight.
-        tangent = self._weights[0].T.expand(len(x), -1, -1)
-        for i, activation in enumerate(activations, 1):
-            tangent = functional.linear(activation.derivative(hidden).unsqueeze(1) * tangent, self._weights[i])
-            hidden = self._affine(i, activation(hidden))
-        return hidden.reshape(x.shape), tangent.transpose(1, 2)
+        tangent = self._weights[0].T.expand(len(self.y), -1, -1)
+        for slope, weight in zip(self._slopes, self._weights[1:], strict=True):
+            tangent = functional.linear(slope.unsqueeze(1) * tangent, weight)
+        return tangent.transpose(1, 2)
 
 
 @lipschitz_bound.register

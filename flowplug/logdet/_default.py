@@ -7,7 +7,7 @@ from torch import Tensor
 from flowplug._branch import Branch
 from flowplug._noise import Noise
 from flowplug.logdet._exact import ExactLogDet
-from flowplug.logdet._power_series import PowerSeries
+from flowplug.logdet._krylov import Krylov
 from flowplug.logdet._terms import Geometric, Roulette
 
 
@@ -43,4 +43,4 @@ def default_logdet(size: int, *, training: bool) -> LogDet:
     """
     if size <= (EXACT_DIM if training else EXACT_EVAL_DIM):
         return ExactLogDet()
-    return PowerSeries() if training else PowerSeries(terms=Roulette(Geometric(0.5), exact=20))
+    return Krylov() if training else Krylov(terms=Roulette(Geometric(0.5), exact=8))

@@ -1,28 +1,51 @@
 """How many terms of a series are summed, and how each is weighted."""
 
+import functools
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Generator
 
+from flowplug._errors import LipschitzError, NotConverged
+
 
 class Terms(Protocol):
-    """Decides the length of a series."""
+    """Decides the length of the series, row by row.
 
-    def draw(self, generator: Generator | None) -> list[float]:
-        """The weights ``c_1 ... c_n`` of the terms to sum; a CPU generator, so that no GPU has to be waited for."""
+    Attributes:
+        rtol: Rows stop once their residual, relative to the probe, is at most this; 0 for never.
+    """
+
+    @property
+    def rtol(self) -> float: ...
+
+    def schedule(
+        self, rows: int, bound: Callable[[], float], generator: Generator | None
+    ) -> Iterator[tuple[float, int]]:
+        """For term 1, 2, ...: its weight, and how many of the rows, taken in random order, have it.
+
+        Args:
+            rows: Number of rows at the start; the counts do not grow.
+            bound: Computes the Lipschitz bound of g from the weights in use.
+            generator: One of the CPU, so that no GPU has to be waited for.
+        """
+
+    def decay(self, bound: float) -> float:
+        """The limit of P(N >= k + 1) / P(N >= k) for the number N of terms; 1 if no term is left to chance."""
 
 
 class Length(Protocol):
     """A distribution of the number M of random terms, on 0, 1, 2, ..."""
 
-    def draw(self, generator: Generator | None) -> int:
-        """One M."""
+    def survival(self, m: int, bound: Callable[[], float]) -> float:
+        """P(M >= m), for a branch with this Lipschitz bound."""
 
-    def survival(self, m: int) -> float:
-        """P(M >= m)."""
+    def decay(self, bound: float) -> float:
+        """The limit of P(M >= m + 1) / P(M >= m)."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +64,77 @@ class Truncated:
         ValueError: ``n`` is below 1.
 
     Example:
-        >>> Truncated(3).draw(None)
-        [1.0, 1.0, 1.0]
+        >>> logdet = PowerSeries(terms=Truncated(10))
     """
 
     n: int
+    rtol: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"Truncated(n) must be at least 1; got {self.n}")
 
-    def draw(self, generator: Generator | None) -> list[float]:
-        """Weights 1 for all ``n`` terms."""
-        del generator
-        return [1.0] * self.n
+    def schedule(
+        self, rows: int, bound: Callable[[], float], generator: Generator | None
+    ) -> Iterator[tuple[float, int]]:
+        """Weight 1 and all rows, ``n`` times."""
+        del bound, generator
+        return itertools.repeat((1.0, rows), self.n)
+
+    def decay(self, bound: float) -> float:
+        """1."""
+        del bound
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Converged:
+    r"""Each row until its own residual is small: a bias below a bound, instead of a variance.
+
+    With r the residual of :math:`(I + J)^T u = v` and :math:`|r| \le` ``rtol`` :math:`|v|`, the vector u that carries
+    the gradient is off by at most :math:`|r| L / (1 - L)`, for a bound L on :math:`|J|_2`; the value is off by at most
+    :math:`|v|` times the largest such error of :math:`(I + tJ)^T u_t = v` over t in [0, 1], about as much. Cheap with
+    `Krylov`, whose residuals shrink much faster than :math:`L^k`. Reads one number from the device per term.
+
+    Args:
+        rtol: Relative residual at which a row stops, positive.
+        max_terms: Terms after which `NotConverged` is raised.
+
+    Raises:
+        ValueError: ``rtol`` is not positive or ``max_terms`` is below 1.
+
+    Example:
+        >>> logdet = Krylov(terms=Converged(rtol=1e-5))
+    """
+
+    rtol: float = 1e-5
+    max_terms: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.rtol > 0:
+            raise ValueError(f"Converged(rtol=...) must be positive; got {self.rtol}")
+        if self.max_terms < 1:
+            raise ValueError(f"Converged(max_terms=...) must be at least 1; got {self.max_terms}")
+
+    def schedule(
+        self, rows: int, bound: Callable[[], float], generator: Generator | None
+    ) -> Iterator[tuple[float, int]]:
+        """Weight 1 and all rows that have not converged, then an error.
+
+        Raises:
+            NotConverged: Some rows are left after ``max_terms`` terms.
+        """
+        del bound, generator
+        yield from itertools.repeat((1.0, rows), self.max_terms)
+        raise NotConverged(
+            f"the log-det series did not reach a relative residual of {self.rtol:g} in {self.max_terms} terms: raise "
+            "Converged(rtol=...) or max_terms, or check the Lipschitz bound of g"
+        )
+
+    def decay(self, bound: float) -> float:
+        """1."""
+        del bound
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -81,14 +161,43 @@ class Geometric:
         if not 0 < self.p < 1:
             raise ValueError(f"Geometric(p) must be in (0, 1); got {self.p}")
 
-    def draw(self, generator: Generator | None) -> int:
-        """One M."""
-        uniform = 1 - torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item()  # in (0, 1]
-        return math.floor(math.log(uniform) / math.log(1 - self.p))
-
-    def survival(self, m: int) -> float:
-        """P(M >= m)."""
+    def survival(self, m: int, bound: Callable[[], float] | None = None) -> float:
+        """P(M >= m), the same for every branch."""
+        del bound
         return (1 - self.p) ** m
+
+    def decay(self, bound: float) -> float:
+        """1 - p."""
+        del bound
+        return 1 - self.p
+
+
+@dataclass(frozen=True)
+class Certified:
+    r"""Geometric with the certified bound L of g for survival, :math:`P(M \ge m) = L^m`; never of infinite variance.
+
+    The second moment of term k is at most of the order :math:`L^{2k} / L^k`, whatever the Jacobian. The bound comes
+    from the weights in use, not from the sample, so nothing is biased. Costs :math:`L / (1 - L)` products on average,
+    32 for the default bound of 0.97, which is what an unbiased power series of finite variance takes.
+
+    Example:
+        >>> logdet = PowerSeries(terms=Roulette(Certified(), exact=2))
+    """
+
+    def survival(self, m: int, bound: Callable[[], float]) -> float:
+        """P(M >= m).
+
+        Raises:
+            LipschitzError: The bound is not below 1.
+        """
+        value = bound()
+        if not value < 1:
+            raise LipschitzError(f"Certified() needs a Lipschitz bound of g below 1; it is {value:.6g}")
+        return value**m
+
+    def decay(self, bound: float) -> float:
+        """L."""
+        return bound
 
 
 @dataclass(frozen=True)
@@ -115,17 +224,18 @@ class Poisson:
         if not self.rate > 0:
             raise ValueError(f"Poisson(rate) must be positive; got {self.rate}")
 
-    def draw(self, generator: Generator | None) -> int:
-        """One M."""
-        rate = torch.tensor(self.rate, dtype=torch.float64, device="cpu")
-        return int(torch.poisson(rate, generator=generator).item())
-
-    def survival(self, m: int) -> float:
-        """P(M >= m), the regularised lower incomplete gamma function at ``(m, rate)``."""
+    def survival(self, m: int, bound: Callable[[], float] | None = None) -> float:
+        """P(M >= m), the regularised lower incomplete gamma function at ``(m, rate)``; the same for every branch."""
+        del bound
         if m == 0:
             return 1.0
         order, rate = torch.tensor([float(m), self.rate], dtype=torch.float64, device="cpu")
         return float(torch.special.gammainc(order, rate))
+
+    def decay(self, bound: float) -> float:
+        """0."""
+        del bound
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -137,15 +247,21 @@ class Roulette:
     has the expectation :math:`\sum_{k=1}^\infty \Delta_k`, because term k is present with exactly the probability it is
     divided by. Costs ``exact + E[M]`` products: 3 on average for ``Roulette(Geometric(0.5), exact=2)``.
 
+    Every row has its own M, and rows are sampled systematically, so that the cost of a batch hardly varies. One M for
+    the whole batch, as in the published code, leaves noise that no batch size averages out: over 256 rows of trained
+    blocks it has 20 to 80 times the variance. Groups of rows share their M to spare small kernels at the end of the
+    series: groups of 8 have 1.3 to 3 times the variance of single rows, of 32 3 to 10 times.
+
     Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
     eq. (6).
 
     Args:
-        length: The distribution of M, `Geometric` or `Poisson`.
+        length: The distribution of M: `Geometric`, `Certified` or `Poisson`.
         exact: Number of terms always summed, at least 0.
+        group: Number of rows that share one M, at least 1.
 
     Raises:
-        ValueError: ``exact`` is negative.
+        ValueError: ``exact`` is negative or ``group`` is below 1.
 
     Example:
         >>> logdet = PowerSeries(terms=Roulette(Geometric(0.1), exact=4))
@@ -153,12 +269,38 @@ class Roulette:
 
     length: Length
     exact: int = 2
+    group: int = 32
+    rtol: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         if self.exact < 0:
             raise ValueError(f"Roulette(exact=...) must be at least 0; got {self.exact}")
+        if self.group < 1:
+            raise ValueError(f"Roulette(group=...) must be at least 1; got {self.group}")
 
-    def draw(self, generator: Generator | None) -> list[float]:
-        """Weights 1 for the exact terms, then ``1 / P(M >= m)``."""
-        drawn = range(1, self.length.draw(generator) + 1)
-        return [1.0] * self.exact + [1 / self.length.survival(m) for m in drawn]
+    def schedule(
+        self, rows: int, bound: Callable[[], float], generator: Generator | None
+    ) -> Iterator[tuple[float, int]]:
+        """Weight 1 and all rows for the exact terms, then ``1 / P(M >= m)`` and about ``rows * P(M >= m)`` rows."""
+        offset, rounding = torch.rand(2, generator=generator, dtype=torch.float64, device="cpu").tolist()
+        return itertools.chain(
+            itertools.repeat((1.0, rows), self.exact),
+            self._tail(rows, functools.cache(bound), 1 - offset, rounding),
+        )
+
+    def _tail(
+        self, rows: int, bound: Callable[[], float], offset: float, rounding: float
+    ) -> Iterator[tuple[float, int]]:
+        groups = max(1, rows // self.group)
+        for m in itertools.count(1):
+            survival = self.length.survival(m, bound)
+            # Systematic sampling: group i has M >= m if (i + offset) / groups <= P(M >= m).
+            longer = math.floor(groups * survival - offset) + 1
+            count = math.floor(rows * longer / groups + rounding)
+            if count <= 0:
+                return
+            yield 1 / survival, count
+
+    def decay(self, bound: float) -> float:
+        """That of M."""
+        return self.length.decay(bound)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowplug._branch import Branch, linearize
+from flowplug._branch import Branch
 from flowplug._errors import SecondDerivativeError
 from flowplug.lipschitz._bound import LipschitzBound
 from flowplug.solvers._fixed_point import event_norm
@@ -32,13 +32,13 @@ class Adjoint(Branch):
     def __init__(self, branch: Branch, x: Tensor) -> None:
         super().__init__(branch.g, None)
         self._branch, self._x = branch, x
-        _, self._vjp = linearize(branch, x)
+        self._linear = branch.linearize(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``J^T x`` row by row."""
-        return self._vjp(x)
+        return self._linear.vjp(x)
 
-    def rows(self, index: Tensor) -> Adjoint:
+    def rows(self, index: Tensor | slice) -> Adjoint:
         """The adjoint at the rows in ``index`` only."""
         return Adjoint(self._branch.rows(index), self._x[index])
 
