@@ -25,21 +25,22 @@ EXACT_EVAL_DIM = 128
 def default_logdet(size: int, *, training: bool) -> LogDet:
     """Exact while it is affordable, stochastic above.
 
-    In train mode the limit is where a step takes equally long. CPU time of `ExactLogDet` in units of `PowerSeries`, at
-    3 products for a training step and 21 for an evaluation (``LipschitzMLP(D, (128,))``, 256 rows, one core):
+    In train mode the limit is where a step takes equally long. CPU time of `ExactLogDet` in units of the stochastic
+    estimate, of which the roulette goes to 2 products and on (train) or to 8 and on (eval), for one block
+    ``LipschitzMLP(D, (128,))`` and 256 rows on one core (``examples/benchmarks/breakeven.py``):
 
     ======== ==== ==== ==== ==== ==== ==== ==== ====
-    D        2    4    6    10   21   43   63   128
+    D        2    6    10   21   43   63   128  784
     ======== ==== ==== ==== ==== ==== ==== ==== ====
-    training 0.8  1.0  1.4  2.2  5.0  11   18   46
-    eval     0.2  0.2  0.3  0.4  0.5  1.2  2.1  7.8
+    training 0.7  1.1  1.5  3.9  11   13   39   840
+    eval     0.2  0.2  0.3  0.4  1.0  1.9  6.2  90
     ======== ==== ==== ==== ==== ==== ==== ==== ====
 
-    In eval mode exactness is worth more than time: the limit is where a row takes a third of a millisecond.
+    In eval mode exactness is worth more than time: the limit is where a row takes a quarter of a millisecond.
 
     Args:
         size: Dimension D of the events.
-        training: Train mode, or eval mode (above the limit 20 exact terms, as in the paper's evaluation).
+        training: Train mode, or eval mode.
     """
     if size <= (EXACT_DIM if training else EXACT_EVAL_DIM):
         return ExactLogDet()

@@ -86,5 +86,5 @@ class Orthogonal(Probes):
             )
         shape = (rows, size, self.samples)
         frames = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-        frames = torch.linalg.qr(frames)[0].mul(math.sqrt(size))
-        return frames.permute(2, 0, 1).reshape(self.samples, *like.shape)
+        basis: Tensor = torch.linalg.qr(frames)[0]
+        return math.sqrt(size) * basis.permute(2, 0, 1).reshape(self.samples, *like.shape)

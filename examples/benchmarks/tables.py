@@ -1,0 +1,56 @@
+"""Data and training shared by the benchmarks."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_breast_cancer
+from torch import Tensor
+
+import flowplug as fp
+
+
+def load_table(path: Path | None) -> tuple[Tensor, Tensor]:
+    """Training and validation rows of an .npz file with arrays train and val, or of UCI Breast Cancer, standardised."""
+    if path is None:
+        rows = np.log(load_breast_cancer().data + 0.01)
+        train, val = rows[::5], np.delete(rows, np.s_[::5], axis=0)
+        train, val = val, train
+    else:
+        with np.load(path, allow_pickle=False) as file:
+            train, val = file["train"], file["val"]
+    mean, std = train.mean(0), train.std(0)
+    return tuple(torch.tensor((part - mean) / std, dtype=torch.get_default_dtype()) for part in (train, val))
+
+
+def residual_flow(features: int, blocks: int, logdet: fp.LogDet | None = None) -> fp.ComposedTransform:
+    """Residual transforms with ActNorm between, at their defaults."""
+    parts: list[fp.Transform] = []
+    for _ in range(blocks):
+        parts += [fp.ActNorm(features), fp.ResidualTransform(fp.LipschitzMLP(features), logdet=logdet)]
+    return fp.ComposedTransform(*parts)
+
+
+def log_prob(flow: fp.Transform, x: Tensor) -> Tensor:
+    """Log-density in nats, ``(B,)``, under a standard normal base."""
+    y, ladj = flow(x)
+    return ladj - y.square().sum(1) / 2 - x.shape[1] / 2 * math.log(2 * math.pi)
+
+
+def train(flow: fp.Transform, rows: Tensor, steps: int, batch: int = 256, lr: float = 5e-3) -> Iterator[float]:
+    """Adam with a cosine schedule; yields the CPU seconds of training after every step."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    spent = 0.0
+    for _ in range(steps):
+        start = time.process_time()
+        loss = -log_prob(flow, rows[torch.randint(len(rows), (batch,))]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        spent += time.process_time() - start
+        yield spent
