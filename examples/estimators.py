@@ -1,8 +1,8 @@
 """Shows what log-det estimators cost and how much they scatter, on a block of a residual flow trained on real data.
 
 For every estimator: vector-Jacobian products per sample, standard deviation of the value, relative standard deviation
-of the gradient, and the largest z-score of their means against the exact log-det, under random weights of the samples. The
-picture shows both deviations against products, and how the variance of the published estimator never settles.
+of the gradient, and the largest z-score of their means against the exact log-det, under random weights of the samples.
+The picture shows both deviations against products, and how the variance of the published estimator never settles.
 
     python examples/estimators.py
     python examples/estimators.py --data FILE.npz --draws 20000

@@ -2,8 +2,8 @@
 
 Prints, for each block, the excess variance of value and gradient over that of the probe (the Hutchinson floor), for the
 power series and the Krylov series with the same roulette, 3 products on average, and the ratio; then the same for the
-Jacobians scaled to norm 0.95. The excess is exact, not sampled: the estimates of all lengths up to 60 are computed, with
-the code under test, and weighted with their probabilities. The gradient is that with respect to the Jacobian.
+Jacobians scaled to norm 0.95. The excess is exact, not sampled: the estimates of all lengths up to 60 are computed,
+with the code under test, and weighted with their probabilities. The gradient is that with respect to the Jacobian.
 
     python examples/benchmarks/variance.py
     python examples/benchmarks/variance.py --data FILE.npz --steps 1500
