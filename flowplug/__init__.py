@@ -44,6 +44,7 @@ from flowplug.logdet._terms import Geometric as Geometric
 from flowplug.logdet._terms import Poisson as Poisson
 from flowplug.logdet._terms import Roulette as Roulette
 from flowplug.logdet._terms import Truncated as Truncated
+from flowplug.solvers._anderson import Anderson as Anderson
 from flowplug.solvers._fixed_point import FixedPoint as FixedPoint
 
 __version__ = "0.1.0"

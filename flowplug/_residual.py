@@ -14,7 +14,7 @@ from flowplug._transform import Transform
 from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound, require_contraction
 from flowplug.logdet._default import LogDet, default_logdet
 from flowplug.logdet._series import SeriesLogDet
-from flowplug.solvers._fixed_point import FixedPoint
+from flowplug.solvers._anderson import Anderson
 from flowplug.solvers._implicit import Solver, solve
 
 Method = Callable[["ResidualTransform", Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -50,11 +50,14 @@ class ResidualTransform(Transform):
         eval_logdet: The same for eval mode. ``None``: exact while affordable, else 20 exact terms and roulette.
         solver: Solves for the inverse.
         event_dim: Number of event dimensions; ``None`` takes it from ``g.event_shape``, or 1.
+        max_rows: Number of samples evaluated at a time where no gradient is asked for (``torch.no_grad()``), which
+            bounds the memory of sampling and testing, whatever the batch; at least 1.
 
     Raises:
         LipschitzError: The bound of g is unknown, or not below 1 (at construction, in eval mode and in `inverse`).
         ShapeError: ``event_dim`` contradicts ``g.event_shape``, or g changes the shape of its input.
         NotConverged: The inverse did not converge.
+        ValueError: ``max_rows`` is below 1.
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
     and Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, "Invertible Residual Networks", ICML 2019.
@@ -75,8 +78,9 @@ class ResidualTransform(Transform):
         *,
         logdet: LogDet | None = None,
         eval_logdet: LogDet | None = None,
-        solver: Solver = FixedPoint(),  # noqa: B008 -- frozen and stateless
+        solver: Solver = Anderson(),  # noqa: B008 -- frozen and stateless
         event_dim: int | None = None,
+        max_rows: int = 65_536,
     ) -> None:
         super().__init__()
         self.g = g
@@ -85,6 +89,9 @@ class ResidualTransform(Transform):
         for estimator in (logdet, eval_logdet):
             if isinstance(estimator, SeriesLogDet):
                 estimator.check(bound)
+        if max_rows < 1:
+            raise ValueError(f"ResidualTransform(max_rows=...) must be at least 1; got {max_rows}")
+        self.max_rows = max_rows
         self.logdet, self.eval_logdet, self.solver = logdet, eval_logdet, solver
         self.event_shape = getattr(g, "event_shape", None)
         known = 1 if self.event_shape is None else len(self.event_shape)
@@ -102,38 +109,55 @@ class ResidualTransform(Transform):
 
     @_outside_inference_mode
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        batch, rows, branch = self._rows(x, context)
-        if not self.training:
-            require_contraction(type(self.g).__name__, branch.lipschitz_bound())
-        gx, ladj = self._evaluate(branch, rows)
-        return (rows + gx).reshape(x.shape), ladj.reshape(batch)
+        def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
+            if not self.training:
+                require_contraction(type(self.g).__name__, branch.lipschitz_bound())
+            gx, ladj = self._evaluate(branch, rows, noise)
+            return rows + gx, ladj
+
+        return self._by_rows(direction, x, context)
 
     @_outside_inference_mode
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        batch, rows, branch = self._rows(y, context)
-        bound = branch.lipschitz_bound()
-        require_contraction(type(self.g).__name__, bound)
-        x = solve(self.solver, branch, rows, bound)
-        ladj = x.new_zeros(len(x)) if logdet_skipped() else self._evaluate(branch, x)[1]
-        return x.reshape(y.shape), -ladj.reshape(batch)
+        def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
+            bound = branch.lipschitz_bound()
+            require_contraction(type(self.g).__name__, bound)
+            x = solve(self.solver, branch, rows, bound)
+            return x, x.new_zeros(len(x)) if logdet_skipped() else -self._evaluate(branch, x, noise)[1]
 
-    def _rows(self, x: Tensor, context: Tensor | None) -> tuple[torch.Size, Tensor, Branch]:
+        return self._by_rows(direction, y, context)
+
+    def _by_rows(
+        self,
+        direction: Callable[[Tensor, Branch, Noise], tuple[Tensor, Tensor]],
+        x: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Applies a direction to rows ``(B, *event)``, ``max_rows`` at a time where no graph is built."""
         batch, event = x.shape[: x.dim() - self.event_dim], x.shape[x.dim() - self.event_dim :]
         count = math.prod(batch)
-        if context is not None:
-            context = context.reshape(count, self.context_features)
-        return batch, x.reshape(count, *event), Branch.of(self.g, context)
+        seed = current_seed()
+        fresh = self.training and seed is None
+        noise = Noise() if fresh else Noise(self.noise_seed ^ (seed or 0))
+        size = max(1, count) if torch.is_grad_enabled() else self.max_rows
+        pieces = torch.split(x.reshape(count, *event), size)
+        contexts = (
+            [None] * len(pieces)
+            if context is None
+            else torch.split(context.reshape(count, self.context_features), size)
+        )
+        results = [direction(rows, Branch.of(self.g, c), noise) for rows, c in zip(pieces, contexts, strict=True)]
+        y, ladj = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
+        return y.reshape(x.shape), ladj.reshape(batch)
 
-    def _evaluate(self, branch: Branch, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the log-det ``(B,)``."""
         if logdet_skipped():
             return branch(x), x.new_zeros(len(x))
         logdet = self.logdet if self.training else self.eval_logdet
         if logdet is None:
             logdet = default_logdet(math.prod(x.shape[1:]), training=self.training)
-        seed = current_seed()
-        fresh = self.training and seed is None
-        gx, ladj = logdet(branch, x, Noise() if fresh else Noise(self.noise_seed ^ (seed or 0)))
+        gx, ladj = logdet(branch, x, noise)
         # Estimators turn autograd on for their products; outside, the caller's mode holds.
         return (gx, ladj) if torch.is_grad_enabled() else (gx.detach(), ladj.detach())
 

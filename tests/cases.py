@@ -65,7 +65,7 @@ def small_mlp(features=3, **keywords):
 
 
 def residual(*, logdet=None, eval_logdet=None, solver=None, event=3, **keywords):
-    solver = fp.FixedPoint() if solver is None else solver
+    solver = fp.Anderson() if solver is None else solver
     return fp.ResidualTransform(small_mlp(event, **keywords), logdet=logdet, eval_logdet=eval_logdet, solver=solver)
 
 
@@ -114,6 +114,7 @@ CORE = {
     "Residual Gram": Row(lambda **k: residual(norm=fp.Gram(), **k)),
     "Residual LipSwish": Row(lambda **k: residual(activation=fp.LipSwish, **k)),
     "Residual tanh": Row(lambda **k: residual(activation=nn.Tanh, **k)),
+    "Residual FixedPoint": Row(lambda **k: residual(solver=fp.FixedPoint(), **k)),
     "Residual Sequential": Row(sequential),
     "Composed": Row(composed, context=2),
     # The oracle of this law is a second derivative, which the inverse of a residual transform refuses.

@@ -1,6 +1,7 @@
 """The inverse: certified, loud when it fails, and differentiable once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,9 @@ def _(module: Growing):
     return fp.LipschitzBound(0.9)
 
 
+SOLVERS = [fp.FixedPoint(), fp.Anderson(), fp.Anderson(memory=1)]
+
+
 def trained_to_stretch(transform, size, steps=30):
     """Drives the weights of g to their bound."""
     optimizer = torch.optim.Adam(transform.parameters(), lr=0.02)
@@ -50,8 +54,10 @@ class TestRoundTrip:
     # 0.97 per residual layer, and 0.97 per layer of g.
     @pytest.mark.parametrize("bound", [0.97, 0.97**3])
     @pytest.mark.parametrize("norm", [fp.InfNorm(), fp.Gram()])
-    def test_10_000_points(self, bound, norm):
-        parts = [fp.ResidualTransform(fp.LipschitzMLP(6, (32, 32), bound=bound, norm=norm)) for _ in range(4)]
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_10_000_points(self, bound, norm, solver):
+        networks = [fp.LipschitzMLP(6, (32, 32), bound=bound, norm=norm) for _ in range(4)]
+        parts = [fp.ResidualTransform(g, solver=solver) for g in networks]
         flow = fp.ComposedTransform(*parts)
         x = torch.randn(10_000, 6)
         limit = 1e-12 if x.dtype == torch.float64 else 1e-5
@@ -66,8 +72,9 @@ class TestRoundTrip:
             defect = (flow(flow.inverse(y)[0])[0] - y).abs().amax()
         assert float(defect) <= 10 * limit
 
-    def test_each_sample_is_solved_as_if_alone(self, eps):
-        transform = trained_to_stretch(residual(), 3).eval()
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_each_sample_is_solved_as_if_alone(self, solver, eps):
+        transform = trained_to_stretch(residual(solver=solver), 3).eval()
         y = torch.cat([torch.zeros(1, 3), 100 * torch.randn(20, 3)])
         with torch.no_grad():
             together = transform.inverse(y)[0]
@@ -99,30 +106,85 @@ class TestRoundTrip:
         assert sizes[0] == 4
 
     @pytest.mark.parametrize("tol", [1e-1, 1e-3])
-    def test_tolerance_bounds_the_error(self, tol):
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_tolerance_bounds_the_error(self, solver, tol):
         g = trained_to_stretch(residual(), 3).g
-        loose, sharp = fp.ResidualTransform(g, solver=fp.FixedPoint(tol=tol)), fp.ResidualTransform(g)
+        loose, sharp = fp.ResidualTransform(g, solver=replace(solver, tol=tol)), fp.ResidualTransform(g)
         y = 5 * torch.randn(200, 3)
         with torch.no_grad():
             error = (loose.inverse(y)[0] - sharp.inverse(y)[0]).abs().amax()
         assert 0 < float(error) <= tol
 
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_tolerance_below_rounding_ends_at_rounding(self, solver, eps):
+        g = residual().g
+        x = torch.randn(200, 3)
+        with torch.no_grad():
+            y = fp.ResidualTransform(g)(x)[0]
+            solved = fp.ResidualTransform(g, solver=replace(solver, tol=1e-30)).inverse(y)[0]
+        torch.testing.assert_close(solved, x, atol=100 * eps, rtol=100 * eps)
+
+    def test_anderson_needs_a_third_of_the_evaluations(self):
+        """On a map of slopes from -0.95 to 0.95, at equal tolerance."""
+        basis, counts = torch.linalg.qr(torch.randn(10, 10)).Q, {}
+
+        class Counting(nn.Module):
+            def forward(self, x):
+                counts[solver] = counts.get(solver, 0) + len(x)
+                return torch.sin(x @ basis) * torch.linspace(-0.95, 0.95, 10) @ basis.T
+
+        fp.lipschitz_bound.register(Counting, lambda module: fp.LipschitzBound(0.95, 2.0))
+        y = torch.randn(100, 10)
+        for solver in SOLVERS[:2]:
+            with torch.no_grad(), fp.no_logdet():
+                fp.ResidualTransform(Counting(), solver=replace(solver, tol=1e-4)).inverse(y)
+        assert 3 * counts[fp.Anderson()] < counts[fp.FixedPoint()]
+
+    def test_bad_accelerated_steps_are_taken_back(self):
+        """A kinked map leads Anderson astray; it never needs more than twice the certain number of plain steps."""
+        evaluations = 0
+
+        class Kinks(nn.Module):
+            def forward(self, x):
+                nonlocal evaluations
+                evaluations += 1
+                return 0.9 * (((40 * x) % 4) - 2).abs() / 40
+
+        fp.lipschitz_bound.register(Kinks, lambda module: fp.LipschitzBound(0.9))
+        y = torch.randn(2000, 1)
+        with torch.no_grad(), fp.no_logdet():
+            x = fp.ResidualTransform(Kinks(), solver=fp.Anderson(tol=1e-4)).inverse(y)[0]
+            error = (x + Kinks()(x) - y).abs().max()
+        assert float(error) <= 1e-4 * 1.9
+        # |r| starts below 0.05 and has to come to 1e-4 (1 - L) / L: 80 plain steps of factor 0.9.
+        assert evaluations <= 2 * 80
+
 
 class TestFailure:
     @pytest.mark.parametrize("direction", ["plain", "no_grad"])
-    def test_wrong_bound(self, direction):
-        transform = fp.ResidualTransform(Wrong(), solver=fp.FixedPoint(max_steps=500))
+    @pytest.mark.parametrize("solver", [fp.FixedPoint(max_steps=500), fp.Anderson(max_steps=500)])
+    def test_wrong_bound(self, direction, solver):
+        """Never a wrong number: what Anderson does find, in spite of the bound, is a solution."""
+        transform = fp.ResidualTransform(Wrong(), solver=solver)
         with torch.set_grad_enabled(direction == "plain"), pytest.raises(fp.NotConverged, match="of 50 samples"):
             transform.inverse(3 * torch.randn(50, 2))
 
     def test_divergence_stops_at_once(self):
         with pytest.raises(fp.NotConverged, match=r"8 of 8 samples was not found in \d{2,3} steps"):
-            fp.ResidualTransform(Growing()).inverse(1 + torch.rand(8, 2))
+            fp.ResidualTransform(Growing(), solver=fp.FixedPoint()).inverse(1 + torch.rand(8, 2))
 
-    def test_step_limit(self):
-        transform = residual(solver=fp.FixedPoint(max_steps=3))
-        with pytest.raises(fp.NotConverged, match=r"in 3 steps: worst residual .* raise FixedPoint\(max_steps"):
+    @pytest.mark.parametrize("solver", [fp.FixedPoint(max_steps=3), fp.Anderson(max_steps=3)])
+    def test_step_limit(self, solver):
+        transform = residual(solver=solver)
+        name = type(solver).__name__
+        with pytest.raises(fp.NotConverged, match=rf"in 3 steps: worst residual .* raise {name}\(max_steps"):
             transform.inverse(torch.randn(5, 3))
+
+    def test_one_row_that_is_not_finite_is_named(self):
+        y = torch.randn(5, 3)
+        y[3, 1] = math.nan
+        with pytest.raises(fp.NonFiniteError, match=r"1 NaN or infinite value\(s\), the first at index \(3, 1\)"):
+            residual().inverse(y)
 
     def test_step_limit_in_the_backward_pass(self):
         limits = iter([10_000, 1])
@@ -141,11 +203,17 @@ class TestFailure:
 
     @pytest.mark.parametrize("keywords", [{"tol": 0.0}, {"tol": -1.0}, {"max_steps": 0}])
     def test_bad_values(self, keywords):
-        with pytest.raises(ValueError, match="FixedPoint"):
-            fp.FixedPoint(**keywords)
+        for make in (fp.FixedPoint, fp.Anderson):
+            with pytest.raises(ValueError, match=make.__name__):
+                make(**keywords)
 
-    def test_empty_batch(self):
-        x, ladj = residual().inverse(torch.empty(0, 3))
+    def test_bad_memory(self):
+        with pytest.raises(ValueError, match=r"Anderson\(memory=...\) must be at least 1; got 0"):
+            fp.Anderson(memory=0)
+
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_empty_batch(self, solver):
+        x, ladj = residual(solver=solver).inverse(torch.empty(0, 3))
         assert x.shape == (0, 3)
         assert ladj.shape == (0,)
 
@@ -153,9 +221,10 @@ class TestFailure:
 class TestDerivatives:
     """Finite differences need float64, whatever the dtype of the suite."""
 
-    @pytest.fixture(params=[fp.InfNorm(), fp.Gram()], ids=["inf", "2"])
+    @pytest.fixture(params=[(fp.InfNorm(), solver) for solver in SOLVERS] + [(fp.Gram(), fp.Anderson())], ids=str)
     def transform(self, request):
-        return residual(context_features=2, norm=request.param).double()
+        norm, solver = request.param
+        return residual(context_features=2, norm=norm, solver=solver).double()
 
     def test_gradcheck_of_both_outputs(self, transform):
         y, context = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
@@ -231,6 +300,47 @@ class TestDerivatives:
         transform.inverse(y)[0].sum().backward()
         assert y.grad is not None
         assert not transform.inverse(y.detach())[0].requires_grad
+
+
+class TestPieces:
+    """Without a graph, rows are evaluated max_rows at a time."""
+
+    @pytest.mark.parametrize("context", [None, torch.randn(7, 1, 2, device="cpu", dtype=torch.float64)])
+    @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), fp.Krylov(terms=fp.Truncated(3))])
+    def test_pieces_give_what_the_whole_gives(self, context, logdet, eps):
+        g = small_mlp(context_features=0 if context is None else 2)
+        context = None if context is None else context.to(torch.empty(()))
+        whole, pieces = (fp.ResidualTransform(g, logdet=logdet, max_rows=size) for size in (1000, 4))
+        x = torch.randn(7, 5, 3)
+        with torch.no_grad():
+            results = [[*t(x, context), *t.inverse(x, context)] for t in (whole, pieces)]
+        for i, (a, b) in enumerate(zip(*results, strict=True)):
+            assert a.shape == b.shape
+            if logdet == fp.ExactLogDet() or i % 2 == 0:
+                torch.testing.assert_close(a, b, atol=100 * eps, rtol=100 * eps)
+
+    def test_sizes(self):
+        sizes, transform = [], residual()
+        transform.max_rows = 4
+        transform.logdet = lambda branch, x, noise: sizes.append(len(x)) or fp.ExactLogDet()(branch, x, noise)
+        with torch.no_grad():
+            transform(torch.randn(10, 3))
+            assert sizes == [4, 4, 2]
+            transform.inverse(torch.randn(2, 5, 3))
+            assert sizes == 2 * [4, 4, 2]
+        transform(torch.randn(10, 3))
+        assert sizes[-1] == 10
+
+    def test_pieces_do_not_share_their_noise(self):
+        transform = residual(event=300).eval()
+        transform.max_rows = 1
+        with torch.no_grad():
+            ladj = transform(torch.ones(6, 300))[1]
+        assert len(ladj.unique()) > 1
+
+    def test_bad_size(self):
+        with pytest.raises(ValueError, match=r"max_rows=...\) must be at least 1; got 0"):
+            fp.ResidualTransform(small_mlp(), max_rows=0)
 
 
 def test_small_branch_is_inverted_through_a_dropped_context():

@@ -79,7 +79,7 @@ class TestLinearBranch:
     # The survival 0.97 exceeds 0.9 ** 2 and 0.98 ** 2: the variance is finite. 1,000 draws find a bias of a quarter of
     # a standard deviation of one draw with probability 0.999. For Krylov the second term is an invariant subspace.
     @pytest.mark.parametrize("name", SERIES)
-    @pytest.mark.parametrize("a", [-0.98, -0.5, 0.5, 0.9])
+    @pytest.mark.parametrize("a", [-0.98, 0.9])
     def test_estimates(self, a, name):
         transform, x = fp.ResidualTransform(Scale(a), logdet=SERIES[name]), torch.randn(3, 2)
         weights = torch.linspace(0, 1, 3)
@@ -177,11 +177,11 @@ class TestTerms:
         generator, terms = torch.Generator("cpu").manual_seed(0), fp.Roulette(length, exact=2, group=group)
         counts = torch.zeros(5000, 6, device="cpu", dtype=torch.float64)
         for row in counts:
-            for k, (weight, count) in enumerate(terms.schedule(10, lambda: 0.6, generator)):
+            for k, (weight, count) in enumerate(terms.schedule(11, lambda: 0.6, generator)):
                 if k < len(row):
                     row[k] = count * weight
-        # Each row has term k with probability 1 / weight: 10 rows on average; a z-test at 5 standard errors.
-        error = (counts.mean(0) - 10).abs()
+        # Each row has term k with probability 1 / weight: 11 rows on average; a z-test at 5 standard errors.
+        error = (counts.mean(0) - 11).abs()
         assert not counts[:, :2].std(0).any()
         assert bool((error <= 5 * counts.std(0) / math.sqrt(5000)).all())
 

@@ -1,4 +1,4 @@
-"""Data and training shared by the benchmarks."""
+"""Data, training and counting shared by the benchmarks and examples."""
 
 import math
 import time
@@ -8,9 +8,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
-from torch import Tensor
+from torch import Tensor, nn
 
 import flowplug as fp
+
+
+class Counting(nn.Module):
+    """g, and how many samples it was evaluated on."""
+
+    def __init__(self, g: nn.Module) -> None:
+        super().__init__()
+        self.g, self.samples = g, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``g(x)``."""
+        self.samples += len(x)
+        return self.g(x)
+
+
+@fp.lipschitz_bound.register
+def _(module: Counting) -> fp.LipschitzBound:
+    return fp.lipschitz_bound(module.g)
 
 
 def load_table(path: Path | None) -> tuple[Tensor, Tensor]:

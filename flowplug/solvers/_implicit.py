@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowplug._branch import Branch
+from flowplug._branch import Branch, Linearization
 from flowplug._errors import SecondDerivativeError
 from flowplug.lipschitz._bound import LipschitzBound
-from flowplug.solvers._fixed_point import event_norm
+from flowplug.solvers._iteration import event_norm
 
 Solver = Callable[[Branch, Tensor, LipschitzBound], Tensor]
 
@@ -27,12 +27,10 @@ def _dual(norm: float | None) -> float | None:
 
 
 class Adjoint(Branch):
-    """The map ``u -> J^T u`` at fixed ``x: (B, *event)``: the adjoint equation is a residual equation with it as g."""
+    """The map ``u -> J^T u`` of a linearization: the adjoint equation is a residual equation with it as g."""
 
-    def __init__(self, branch: Branch, x: Tensor) -> None:
-        super().__init__(branch.g, None)
-        self._branch, self._x = branch, x
-        self._linear = branch.linearize(x)
+    def __init__(self, linear: Linearization) -> None:
+        self._linear = linear
 
     def __call__(self, x: Tensor) -> Tensor:
         """``J^T x`` row by row."""
@@ -40,7 +38,7 @@ class Adjoint(Branch):
 
     def rows(self, index: Tensor | slice) -> Adjoint:
         """The adjoint at the rows in ``index`` only."""
-        return Adjoint(self._branch.rows(index), self._x[index])
+        return Adjoint(self._linear.rows(index))
 
 
 class _Implicit(torch.autograd.Function):
@@ -65,7 +63,7 @@ class _Implicit(torch.autograd.Function):
         size = event_norm(v, dual.norm)
         usable = size.isfinite() & (size > 0)
         size, usable = (part.reshape(-1, *[1] * (v.dim() - 1)) for part in (size, usable))
-        u = size * ctx.solver(Adjoint(ctx.branch, x.detach()), torch.where(usable, v / size, 0.0), dual)
+        u = size * ctx.solver(Adjoint(ctx.branch.linearize(x.detach())), torch.where(usable, v / size, 0.0), dual)
         return torch.where(usable, u, v), None, None, None
 
 
