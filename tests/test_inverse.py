@@ -162,15 +162,18 @@ class TestRoundTrip:
 
 class TestFailure:
     @pytest.mark.parametrize("direction", ["plain", "no_grad"])
-    @pytest.mark.parametrize("solver", [fp.FixedPoint(max_steps=500), fp.Anderson(max_steps=500)])
+    @pytest.mark.parametrize("solver", SOLVERS)
     def test_wrong_bound(self, direction, solver):
-        """Never a wrong number: what Anderson does find, in spite of the bound, is a solution."""
+        """Noticed by the first plain step that gains less than the bound promises."""
         transform = fp.ResidualTransform(Wrong(), solver=solver)
-        with torch.set_grad_enabled(direction == "plain"), pytest.raises(fp.NotConverged, match="of 50 samples"):
+        with (
+            torch.set_grad_enabled(direction == "plain"),
+            pytest.raises(fp.NotConverged, match=r"50 samples .* 2 steps"),
+        ):
             transform.inverse(3 * torch.randn(50, 2))
 
     def test_divergence_stops_at_once(self):
-        with pytest.raises(fp.NotConverged, match=r"8 of 8 samples was not found in \d{2,3} steps"):
+        with pytest.raises(fp.NotConverged, match=r"8 of 8 samples was not found in 2 steps"):
             fp.ResidualTransform(Growing(), solver=fp.FixedPoint()).inverse(1 + torch.rand(8, 2))
 
     @pytest.mark.parametrize("solver", [fp.FixedPoint(max_steps=3), fp.Anderson(max_steps=3)])

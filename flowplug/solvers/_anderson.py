@@ -48,6 +48,6 @@ class Anderson:
         """The solutions ``x: (B, *event)`` for ``y: (B, *event)``.
 
         Raises:
-            NotConverged: The iteration diverged or reached ``max_steps`` for some samples.
+            NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
         """
         return iterate("Anderson", branch, y, bound, tol=self.tol, max_steps=self.max_steps, memory=self.memory)

@@ -41,6 +41,6 @@ class FixedPoint:
         """The solutions ``x: (B, *event)`` for ``y: (B, *event)``.
 
         Raises:
-            NotConverged: The iteration diverged or reached ``max_steps`` for some samples.
+            NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
         """
         return iterate("FixedPoint", branch, y, bound, tol=self.tol, max_steps=self.max_steps, memory=0)

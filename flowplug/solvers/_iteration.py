@@ -49,7 +49,7 @@ def iterate(
         memory: Number of pairs kept; 0 for the plain iteration.
 
     Raises:
-        NotConverged: The iteration diverged or reached ``max_steps`` for some samples.
+        NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
     """
     lipschitz, norm, limits = float(bound), bound.norm, torch.finfo(y.dtype)
     shape, solution, target = y.shape[1:], y.clone(), y.flatten(1)
@@ -76,8 +76,10 @@ def iterate(
         if tol is not None:
             met = met | (size * lipschitz <= tol * (1 - lipschitz))
         finite = tried.isfinite() & scale.isfinite() | ~pending
+        # A plain step that gains less than L promises proves L wrong.
+        broken = pending & (tried > 1.01 * lipschitz * previous + 64 * limits.eps * (scale + 1))
         pending = pending & ~(met & finite)
-        left, diverged = torch.stack([pending.sum(), (plain & ~finite).sum()]).tolist()
+        left, diverged = torch.stack([pending.sum(), (plain & (broken | ~finite)).sum()]).tolist()
         if diverged:
             break
         # Selecting rows costs about one evaluation of g, so it waits until half of them are done.
@@ -87,7 +89,7 @@ def iterate(
             pairs = [(p[pending], q[pending]) for p, q in pairs]
             branch = branch.rows(pending.nonzero().squeeze(1))
             good, pending = good[pending], pending[pending]
-        move, plain = r, ~good if memory else torch.ones_like(good)
+        move, plain = r, ~good if pairs else torch.ones_like(good)
         for p, q in pairs:
             weight = torch.linalg.vecdot(q, r).unsqueeze(1)
             move = move - weight * (p + q)
