@@ -43,12 +43,12 @@ def round_trips(points: int, features: int) -> None:
             print(line)
 
 
-def evaluations(rows: Tensor) -> None:
+def evaluations(rows: Tensor, steps: int) -> None:
     """Prints evaluations per sample on each trained block."""
     torch.set_default_dtype(torch.float64)
     rows = rows.double()
     flow = residual_flow(rows.shape[1], blocks=6)
-    for _ in tqdm(train(flow, rows, 1000), total=1000, desc="training", leave=False):
+    for _ in tqdm(train(flow, rows, steps), total=steps, desc="training", leave=False):
         pass
     flow.eval()
     print("evaluations of g per sample to an error of 1e-6, trained blocks")
@@ -71,7 +71,7 @@ def evaluations(rows: Tensor) -> None:
     torch.set_default_dtype(torch.float32)
 
 
-def against_normflows(rows: Tensor, rounds: int) -> None:
+def against_normflows(rows: Tensor, rounds: int, steps: int) -> None:
     """Prints time and error of sampling the same flow in both libraries."""
     features = rows.shape[1]
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def against_normflows(rows: Tensor, rounds: int) -> None:
     base = nf.distributions.DiagGaussian(features, trainable=False)
     model = nf.NormalizingFlow(base, [flowplug_normflows.Residual(net) for net in networks])
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for _ in tqdm(range(300), desc="training", leave=False):
+    for _ in tqdm(range(steps), desc="training", leave=False):
         loss = model.forward_kld(rows[torch.randint(len(rows), (256,))])
         optimizer.zero_grad()
         loss.backward()
@@ -127,14 +127,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=".npz with arrays train and val; default: UCI Breast Cancer")
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--features", type=int, default=6)
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="training steps of the flow in part 2, thrice those of 3"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows, _ = load_table(options.data)
     round_trips(options.points, options.features)
-    evaluations(rows)
-    against_normflows(rows, options.rounds)
+    evaluations(rows, options.steps)
+    against_normflows(rows, options.rounds, options.steps // 3)
 
 
 if __name__ == "__main__":
