@@ -12,6 +12,7 @@ from flowplug._errors import NonFiniteError as NonFiniteError
 from flowplug._errors import NotConverged as NotConverged
 from flowplug._errors import SecondDerivativeError as SecondDerivativeError
 from flowplug._errors import ShapeError as ShapeError
+from flowplug._errors import SingularMatrixError as SingularMatrixError
 from flowplug._noise import fixed_noise as fixed_noise
 from flowplug._noise import no_logdet as no_logdet
 from flowplug._norm import ActNorm as ActNorm
@@ -19,6 +20,14 @@ from flowplug._residual import ResidualTransform as ResidualTransform
 from flowplug._transform import ComposedTransform as ComposedTransform
 from flowplug._transform import InverseTransform as InverseTransform
 from flowplug._transform import Transform as Transform
+from flowplug.dense._activations import SmoothLeakyReLU as SmoothLeakyReLU
+from flowplug.dense._activations import TanhLinear as TanhLinear
+from flowplug.dense._gradients import Euclidean as Euclidean
+from flowplug.dense._gradients import Relative as Relative
+from flowplug.dense._gradients import TransposedRelative as TransposedRelative
+from flowplug.dense._transform import DenseTransform as DenseTransform
+from flowplug.dense._values import Deferred as Deferred
+from flowplug.dense._values import ExactValue as ExactValue
 from flowplug.lipschitz._activations import LipSwish as LipSwish
 from flowplug.lipschitz._activations import Sine as Sine
 from flowplug.lipschitz._bound import LipschitzBound as LipschitzBound

@@ -37,6 +37,10 @@ class InverseNotAvailable(FlowplugError, NotImplementedError):
     """The transform has no inverse."""
 
 
+class SingularMatrixError(FlowplugError, ValueError):
+    """A matrix that has to be inverted is singular to working precision."""
+
+
 class SecondDerivativeError(FlowplugError, RuntimeError):
     """A derivative was asked for that is only available to first order."""
 

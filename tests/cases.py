@@ -119,6 +119,14 @@ CORE = {
     "Composed": Row(composed, context=2),
     # The oracle of this law is a second derivative, which the inverse of a residual transform refuses.
     "Inverse": Row(inverse, exempt=("gradient of the ladj",)),
+    "SmoothLeakyReLU": Row(lambda **k: fp.SmoothLeakyReLU(0.3, **k)),
+    "TanhLinear image": Row(lambda **k: fp.TanhLinear(event_dim=3, **k), event=(2, 2, 2)),
+    # Its backward pass is not differentiable, as the oracle of this law needs.
+    "Dense Euclidean": Row(
+        lambda **k: fp.DenseTransform(3, gradient=fp.Euclidean(), **k), exempt=("gradient of the ladj",)
+    ),
+    # What it leaves in ``grad`` of W and b is no gradient: tested against the ordinary one in test_dense.
+    "Dense": Row(lambda **k: fp.DenseTransform(3, **k), exempt=("gradient of the ladj", "derivative of the inverse")),
     "Krylov": Row(using(fp.Krylov())),
     "Krylov context": Row(lambda **k: using(fp.Krylov())(context_features=2, **k), context=2),
     "Krylov d=1": Row(lambda **k: using(fp.Krylov())(event=1, **k), event=(1,)),

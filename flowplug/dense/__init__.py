@@ -1,0 +1,1 @@
+"""Dense flows: unconstrained square matrices, trained by the relative gradient, and invertible activations."""

@@ -1,0 +1,146 @@
+"""Element-wise bijections of the real line, inverted by a safeguarded Newton iteration."""
+
+import abc
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flowplug._errors import NotConverged
+from flowplug._transform import Transform
+
+
+class Elementwise(Transform):
+    """An increasing function applied to every entry; subclasses give it, its slope and bounds on the slope.
+
+    Attributes:
+        slopes: Lower and upper bound on the slope, both positive.
+    """
+
+    slopes: tuple[float, float]
+    max_steps = 200
+
+    def __init__(self, event_dim: int) -> None:
+        super().__init__()
+        self.event_dim = event_dim
+
+    @abc.abstractmethod
+    def value(self, x: Tensor) -> Tensor:
+        """The function, of the shape of ``x``."""
+
+    @abc.abstractmethod
+    def slope(self, x: Tensor) -> Tensor:
+        """Its derivative, of the shape of ``x``."""
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        del context
+        return self.value(x), self._ladj(x)
+
+    def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        del context
+        x = self._solve(y.detach())
+        if torch.is_grad_enabled():
+            # One more Newton step at the fixed solution has the derivative of the inverse.
+            x = x - (self.value(x) - y) / self.slope(x)
+        return x, -self._ladj(x)
+
+    def _ladj(self, x: Tensor) -> Tensor:
+        return self.slope(x).log().flatten(x.dim() - self.event_dim).sum(-1)
+
+    @torch.no_grad()
+    def _solve(self, y: Tensor) -> Tensor:
+        """Newton's iteration inside a shrinking bracket, until every entry moves, or is off, by rounding alone."""
+        least, most = self.slopes
+        gap = y - self.value(torch.zeros_like(y))
+        # The slope lies between its bounds, so the solution does between gap / most and gap / least.
+        low, high = torch.minimum(gap / most, gap / least), torch.maximum(gap / most, gap / least)
+        x, epsilon = (low + high) / 2, torch.finfo(y.dtype).eps
+        for _ in range(self.max_steps):
+            error = self.value(x) - y
+            low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
+            step = x - error / self.slope(x)
+            following = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+            small = error.abs() <= 2 * epsilon * (1 + y.abs())
+            done = small | ((following - x).abs() <= 4 * epsilon * (1 + x.abs()))
+            x = following
+            if done.all():
+                return x
+        raise NotConverged(
+            f"{type(self).__name__} was not inverted in {self.max_steps} Newton steps for {int((~done).sum())} "
+            f"entries; the largest error is {float((self.value(x) - y).abs().max()):.3g}"
+        )
+
+
+class SmoothLeakyReLU(Elementwise):
+    r"""A smooth leaky ReLU.
+
+    .. math:: \sigma(x) = a x + (1 - a) \log(1 + e^x)
+
+    Reference: Gresele, Fissore, Javaloy, Schölkopf, Hyvärinen, "Relative gradient optimization of the Jacobian term in
+    unsupervised deep learning", NeurIPS 2020, eq. (34).
+
+    Args:
+        negative_slope: The slope a for large negative x, in (0, 1].
+        event_dim: Number of event dimensions.
+
+    Raises:
+        ValueError: ``negative_slope`` is not in (0, 1].
+
+    Example:
+        >>> transform = SmoothLeakyReLU(0.3)
+        >>> x = torch.randn(5, 2)
+        >>> torch.allclose(transform.inverse(transform(x)[0])[0], x, atol=1e-5)
+        True
+    """
+
+    def __init__(self, negative_slope: float = 0.3, *, event_dim: int = 1) -> None:
+        super().__init__(event_dim)
+        if not 0 < negative_slope <= 1:
+            raise ValueError(f"SmoothLeakyReLU(negative_slope) must be in (0, 1]; got {negative_slope}")
+        self.negative_slope, self.slopes = negative_slope, (negative_slope, 1.0)
+
+    def value(self, x: Tensor) -> Tensor:
+        """The function, of the shape of ``x``."""
+        return self.negative_slope * x + (1 - self.negative_slope) * functional.softplus(x, threshold=50)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """Its derivative, of the shape of ``x``."""
+        return self.negative_slope + (1 - self.negative_slope) * torch.sigmoid(x)
+
+
+class TanhLinear(Elementwise):
+    r"""A hyperbolic tangent plus a line.
+
+    .. math:: \sigma(x) = \tanh(a x) + b x
+
+    Reference: Gresele, Fissore, Javaloy, Schölkopf, Hyvärinen, "Relative gradient optimization of the Jacobian term in
+    unsupervised deep learning", NeurIPS 2020, eq. (35).
+
+    Args:
+        steepness: The factor a inside, positive.
+        linear: The slope b of the line, positive.
+        event_dim: Number of event dimensions.
+
+    Raises:
+        ValueError: ``steepness`` or ``linear`` is not positive.
+
+    Example:
+        >>> y, ladj = TanhLinear()(torch.zeros(5, 2))
+        >>> ladj[0]  # 2 log 1.1
+        tensor(0.1906)
+    """
+
+    def __init__(self, steepness: float = 1.0, linear: float = 0.1, *, event_dim: int = 1) -> None:
+        super().__init__(event_dim)
+        if not (0 < steepness < math.inf and 0 < linear < math.inf):
+            raise ValueError(f"TanhLinear needs positive steepness and linear; got {steepness} and {linear}")
+        self.steepness, self.linear, self.slopes = steepness, linear, (linear, linear + steepness)
+
+    def value(self, x: Tensor) -> Tensor:
+        """The function, of the shape of ``x``."""
+        return torch.tanh(self.steepness * x) + self.linear * x
+
+    def slope(self, x: Tensor) -> Tensor:
+        """Its derivative, of the shape of ``x``."""
+        return self.steepness * (1 - torch.tanh(self.steepness * x).square()) + self.linear

@@ -1,0 +1,256 @@
+"""Dense transforms: the relative gradient against dense algebra, cached inverses, activations."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import flowplug as fp
+
+
+def flow(depth, gradient, *, bias=True):
+    layers = [
+        fp.DenseTransform(3, gradient=gradient, bias=bias, activation=None if i == depth - 1 else fp.TanhLinear())
+        for i in range(depth)
+    ]
+    model = fp.ComposedTransform(*layers)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def loss_of(model, x, weights, slope):
+    """A loss with per-sample weights that depends on y and ladj."""
+    y, ladj = model(x)
+    return weights @ ((y * slope).sin().sum(1) - ladj)
+
+
+def directions(depth, gradient, bias, loss=loss_of):
+    model = flow(depth, gradient, bias=bias)
+    torch.manual_seed(2)
+    loss(model, torch.randn(7, 3), torch.linspace(0, 1, 7), torch.randn(3)).backward()
+    return [(part.weight.detach(), part.bias, part.weight.grad) for part in model.transforms]
+
+
+class TestGradients:
+    @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_relative_is_the_ordinary_gradient_times_the_augmented_gram_matrix(self, depth, bias, eps):
+        pairs = zip(directions(depth, fp.Relative(), bias), directions(depth, fp.Euclidean(), bias), strict=True)
+        for (weight, b, relative), (_, b_euclidean, euclidean) in pairs:
+            if not bias:
+                wanted = euclidean @ weight.T @ weight
+            else:
+                inner = euclidean @ weight.T + torch.outer(b_euclidean.grad, b.detach())
+                wanted = inner @ weight
+                wanted_bias = inner @ b.detach() + b_euclidean.grad
+                torch.testing.assert_close(b.grad, wanted_bias, atol=1e5 * eps, rtol=1e5 * eps)
+            torch.testing.assert_close(relative, wanted, atol=1e5 * eps, rtol=1e5 * eps)
+
+    @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_transposed_relative(self, depth, bias, eps):
+        pairs = zip(
+            directions(depth, fp.TransposedRelative(), bias), directions(depth, fp.Euclidean(), bias), strict=True
+        )
+        for (weight, b, transposed), (_, b_euclidean, euclidean) in pairs:
+            outer = weight @ weight.T
+            torch.testing.assert_close(transposed, outer @ euclidean, atol=1e5 * eps, rtol=1e5 * eps)
+            if bias:
+                torch.testing.assert_close(b.grad, outer @ b_euclidean.grad, atol=1e5 * eps, rtol=1e5 * eps)
+
+    @pytest.mark.parametrize("depth", [1, 3])
+    def test_euclidean_is_that_of_autograd(self, depth, eps):
+        def reference(model, x, weights, slope):
+            ladj = 0
+            for part in model.transforms:
+                x = x @ part.weight.T + part.bias
+                ladj = ladj + torch.linalg.slogdet(part.weight).logabsdet
+                if part.activation is not None:
+                    x, other = part.activation(x)
+                    ladj = ladj + other
+            return weights @ ((x * slope).sin().sum(1) - ladj)
+
+        pairs = zip(
+            directions(depth, fp.Euclidean(), True),  # noqa: FBT003
+            directions(depth, fp.Euclidean(), True, reference),  # noqa: FBT003
+            strict=True,
+        )
+        for (_, b, got), (_, b_wanted, wanted) in pairs:
+            torch.testing.assert_close(got, wanted, atol=1e4 * eps, rtol=1e4 * eps)
+            torch.testing.assert_close(b.grad, b_wanted.grad, atol=1e4 * eps, rtol=1e4 * eps)
+
+    def test_gradient_of_the_input_is_the_ordinary_one(self, eps):
+        x = torch.randn(5, 3, requires_grad=True)
+        gradients = [
+            torch.autograd.grad(loss_of(flow(2, g), x, torch.ones(5), torch.ones(3)), x)[0]
+            for g in (fp.Relative(), fp.Euclidean())
+        ]
+        torch.testing.assert_close(*gradients, atol=1000 * eps, rtol=0)
+
+    @pytest.mark.parametrize("gradient", [fp.Relative(), fp.TransposedRelative(), fp.Euclidean()])
+    def test_linear_in_the_batch(self, gradient, eps):
+        """Accumulation over parts, and so the average over ranks, equals the whole batch."""
+        x, model = torch.randn(8, 3), flow(2, gradient)
+        whole, parts = copy.deepcopy(model), copy.deepcopy(model)
+        loss_of(whole, x, torch.ones(8), torch.ones(3)).backward()
+        for part in x.split(3):
+            loss_of(parts, part, torch.ones(len(part)), torch.ones(3)).backward()
+        for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, atol=1e4 * eps, rtol=1e4 * eps)
+
+    @pytest.mark.parametrize("gradient", [fp.Relative(), fp.TransposedRelative()])
+    def test_data_off_the_origin(self, gradient):
+        """Without the log-det's part in the bias this settles at another point: at the optimum E[y] = 0, Cov[y] = I."""
+        x = torch.randn(500, 2) @ torch.tensor([[1.0, 0.3], [0.0, 0.5]]) + torch.tensor([1.0, -2.0])
+        transform = fp.DenseTransform(2, activation=None, gradient=gradient)
+        optimizer = torch.optim.SGD(transform.parameters(), 0.01)
+        for _ in range(5000):
+            y, ladj = transform(x)
+            optimizer.zero_grad()
+            (y.square().sum(1) / 2 - ladj).mean().backward()
+            optimizer.step()
+        y = transform(x)[0].detach()
+        torch.testing.assert_close(y.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
+        torch.testing.assert_close(y.T @ y / len(y), torch.eye(2), atol=1e-3, rtol=0)
+        for parameter in transform.parameters():
+            assert float(parameter.grad.abs().max()) < 1e-3
+
+    def test_frozen_parts(self):
+        transform, x = fp.DenseTransform(3), torch.randn(4, 3, requires_grad=True)
+        transform.weight.requires_grad_(requires_grad=False)
+        y, ladj = transform(x)
+        (y.sum() + ladj.sum()).backward()
+        assert x.grad is not None
+        assert transform.bias.grad is not None
+        assert transform.weight.grad is None
+        transform.requires_grad_(requires_grad=False)
+        assert not transform(x.detach())[0].requires_grad
+
+    def test_second_derivatives_are_refused(self):
+        transform, x = fp.DenseTransform(3), torch.randn(4, 3, requires_grad=True)
+        with pytest.raises(fp.SecondDerivativeError, match="DenseTransform is differentiable once"):
+            torch.autograd.grad(transform(x)[0].sum(), x, create_graph=True)
+
+
+class TestValue:
+    def test_deferred(self):
+        transform = fp.DenseTransform(3, activation=None, value=fp.Deferred(every=3))
+        x, values = torch.zeros(1, 3), []
+        for i in range(7):
+            with torch.no_grad():
+                transform.weight.copy_(math.exp(i) * torch.eye(3))
+            values.append(float(transform(x)[1].detach()))
+        assert values == pytest.approx([0, 0, 0, 9, 9, 9, 18], abs=1e-5)
+        assert float(transform.eval()(x)[1].detach()) == pytest.approx(18, abs=1e-5)
+
+    def test_the_gradient_is_never_deferred(self):
+        gradients = []
+        for value in (fp.ExactValue(), fp.Deferred(every=10)):
+            torch.manual_seed(0)
+            transform, x = fp.DenseTransform(3, value=value), torch.randn(5, 3)
+            for _ in range(2):
+                with torch.no_grad():
+                    transform.weight.mul_(1.5)
+                transform.zero_grad()
+                y, ladj = transform(x)
+                (y.square().sum() - ladj.sum()).backward()
+            gradients.append(transform.weight.grad)
+        assert torch.equal(*gradients)
+
+
+class TestInverse:
+    def check(self, transform, call=None):
+        x = torch.randn(5, 3)
+        with torch.no_grad():
+            y, ladj = (call or transform)(x)
+            back, inverse_ladj = transform.inverse(y) if call is None else call.inverse(y)
+        torch.testing.assert_close(back, x, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(inverse_ladj, -ladj, atol=1e-4, rtol=1e-4)
+
+    def test_follows_every_change_of_the_weights(self):
+        transform = fp.DenseTransform(3)
+        self.check(transform)
+        y, ladj = transform(torch.randn(5, 3))
+        (y.square().sum() - ladj.sum()).backward()
+        torch.optim.SGD(transform.parameters(), 0.1).step()
+        self.check(transform)
+        transform.load_state_dict(fp.DenseTransform(3).state_dict())
+        self.check(transform)
+        twin = copy.deepcopy(transform)
+        with torch.no_grad():
+            twin.weight.mul_(2)
+        self.check(twin)
+        self.check(transform)
+
+    def test_functional_call(self, eps):
+        transform, other = fp.DenseTransform(3), fp.DenseTransform(3)
+        y = torch.randn(5, 3)
+        with torch.no_grad():
+            own = transform.inverse(y)[0]
+            called = torch.func.functional_call(
+                fp.InverseTransform(transform), {f"transform.{k}": v for k, v in other.state_dict().items()}, (y,)
+            )[0]
+            torch.testing.assert_close(called, other.inverse(y)[0], atol=100 * eps, rtol=0)
+            assert torch.equal(transform.inverse(y)[0], own)
+
+    def test_factors_are_reused(self, monkeypatch):
+        transform, calls, factor = fp.DenseTransform(3), [], torch.linalg.lu_factor_ex
+        monkeypatch.setattr(torch.linalg, "lu_factor_ex", lambda w: calls.append(1) or factor(w))
+        for _ in range(3):
+            transform.inverse(torch.randn(5, 3))
+        assert len(calls) == 1
+
+    def test_singular_matrices(self):
+        transform = fp.DenseTransform(3)
+        with torch.no_grad():
+            transform.weight[0] = transform.weight[1]
+        with pytest.raises(fp.SingularMatrixError, match=r"singular to working precision: its condition number is \S+"):
+            transform.inverse(torch.randn(5, 3))
+        with torch.no_grad():
+            transform.weight.zero_()
+        with pytest.raises(fp.SingularMatrixError, match=r"log\|det W\| = -inf"):
+            transform(torch.randn(5, 3))
+
+
+class TestActivations:
+    EXAMPLES = (
+        lambda: fp.SmoothLeakyReLU(0.3),
+        lambda: fp.SmoothLeakyReLU(0.01),
+        fp.TanhLinear,
+        lambda: fp.TanhLinear(5.0, 0.01),
+    )
+
+    @pytest.mark.parametrize("make", EXAMPLES)
+    def test_inverse_at_every_scale(self, make, eps):
+        activation = make()
+        y = torch.cat([scale * torch.randn(500, 3) for scale in (1e-6, 1.0, 10.0, 1e4)])
+        x = activation.inverse(y)[0]
+        torch.testing.assert_close(activation(x)[0], y, atol=10 * eps, rtol=10 * eps)
+
+    @pytest.mark.parametrize("make", EXAMPLES)
+    def test_inverse_is_differentiable(self, make):
+        y = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(make().inverse, (y,))
+
+    def test_failure_is_loud(self, monkeypatch):
+        activation = fp.TanhLinear()
+        monkeypatch.setattr(activation, "max_steps", 1)
+        with pytest.raises(fp.NotConverged, match=r"TanhLinear was not inverted in 1 Newton steps for \d+ entries"):
+            activation.inverse(torch.randn(4, 3))
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: fp.SmoothLeakyReLU(0.0), r"in \(0, 1\]; got 0.0"),
+            (lambda: fp.TanhLinear(1.0, 0.0), "positive"),
+            (lambda: fp.TanhLinear(math.inf, 0.1), "positive"),
+            (lambda: fp.Deferred(0), "at least 1; got 0"),
+            (lambda: fp.DenseTransform(0), "at least 1; got 0"),
+        ],
+    )
+    def test_bad_values(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
