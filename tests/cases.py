@@ -156,6 +156,10 @@ CORE = {
 }
 
 
+def dense():
+    return fp.DenseTransform(3, gradient=fp.Euclidean())
+
+
 def nflows_residual(**k):
     return on(NflowsView, flowplug_nflows.ResidualTransform, features=3, hidden_features=8)(**k)
 
@@ -192,6 +196,15 @@ def zuko_stochastic(**k):
 ADAPTERS = {
     "nflows": Row(nflows_residual),
     "nflows context": Row(nflows_context, context=2),
+    "nflows Dense": Row(
+        lambda **k: NflowsView(flowplug_nflows.NflowsTransform(dense(), **k)), exempt=("gradient of the ladj",)
+    ),
+    "normflows Dense": Row(
+        lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(dense(), **k)), exempt=("gradient of the ladj",)
+    ),
+    "zuko Dense": Row(
+        lambda **k: ZukoView(flowplug_zuko.ZukoTransform(dense(), **k)), exempt=("gradient of the ladj",)
+    ),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),
     # normflows' layers multiply by ones of torch's default dtype: they run in no other.

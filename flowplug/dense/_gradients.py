@@ -55,7 +55,7 @@ class Relative:
     def __call__(self, affine: Affine) -> tuple[Tensor, Tensor]:
         """``(D, D)`` and ``(D,)``."""
         weight, bias, _, y, delta, by_ladj = affine
-        by_weight = delta.T @ (y @ weight) + by_ladj * weight
+        by_weight = torch.addcmul(delta.T @ (y @ weight), weight, by_ladj)
         return by_weight, delta.T @ (y @ bias) + delta.sum(0) + by_ladj * bias
 
 
@@ -78,7 +78,7 @@ class TransposedRelative:
         """``(D, D)`` and ``(D,)``."""
         weight, _, x, _, delta, by_ladj = affine
         delta = (delta @ weight) @ weight.T
-        return delta.T @ x + by_ladj * weight, delta.sum(0)
+        return torch.addcmul(delta.T @ x, weight, by_ladj), delta.sum(0)
 
 
 @dataclass(frozen=True)
