@@ -121,4 +121,5 @@ class _SineAndSlope(torch.autograd.Function):
         by_value, by_slope = grads
         # d value = slope dx + (x slope - value) dw and d slope = -w^2 value (dx + x dw) for w = exp(log frequency).
         by_x = torch.addcmul(by_value * slope, by_slope * value, -(2 * log_frequency).exp())
-        return by_x, (x * by_x - by_value * value).sum()
+        by_frequency = torch.dot(x.flatten(), by_x.flatten()) - torch.dot(by_value.flatten(), value.flatten())
+        return by_x, by_frequency
