@@ -5,6 +5,7 @@ One step is forward and backward of the loss, without the optimizer, which is th
 turn, round by round. Printed are ratios of total times, as lengths of series vary, and the middle half of all rounds.
 
     python examples/benchmarks/speed.py
+    python examples/benchmarks/speed.py --only "default" "Krylov, 2 terms" --compile
     python examples/benchmarks/speed.py --hidden 128 --blocks 8 --batch 256
 """
 
@@ -21,6 +22,7 @@ import flowplug as fp
 
 ESTIMATORS = {
     "default": None,
+    "Krylov, 2 terms": fp.Krylov(terms=fp.Truncated(2)),
     "Krylov, Recompute": fp.Krylov(gradient=fp.Recompute()),
     "PowerSeries": fp.PowerSeries(),
     "ExactLogDet": fp.ExactLogDet(),
@@ -61,6 +63,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="also time transforms under torch.compile")
+    parser.add_argument("--only", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), help="estimators to time")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -77,9 +81,13 @@ def main() -> None:
         return model.forward_kld(x)
 
     losses: dict[str, Callable[[], Tensor]] = {"plain": lambda: plain(networks, x), "normflows": update_and_loss}
-    for name, logdet in ESTIMATORS.items():
+    for name in options.only:
+        logdet = ESTIMATORS[name]
         transforms = [fp.ResidualTransform(network, logdet=logdet) for network in networks]
         losses[name] = lambda transforms=transforms: negative_log_likelihood(transforms, x)
+        if options.compile and isinstance(logdet, fp.Krylov | None):
+            compiled = [torch.compile(transform) for transform in transforms]
+            losses[f"{name}, compiled"] = lambda compiled=compiled: negative_log_likelihood(compiled, x)
 
     def step(loss: Callable[[], Tensor]) -> float:
         for parameter in [p for network in networks for p in network.parameters()] + list(model.parameters()):
@@ -93,15 +101,16 @@ def main() -> None:
         return (time.perf_counter() if cuda else time.process_time()) - start
 
     times: dict[str, list[float]] = {name: [] for name in losses}
-    for _ in range(options.rounds + 2):
+    warm = 15 if options.compile else 2
+    for _ in range(options.rounds + warm):
         for name, loss in losses.items():
             times[name].append(step(loss))
-    times = {name: values[2:] for name, values in times.items()}  # past warming up
+    times = {name: values[warm:] for name, values in times.items()}  # past warming up and compilation
 
     print(f"{options.blocks} blocks, {options.features}-d, hidden {options.hidden}, batch {options.batch}, ", end="")
     print(f"{options.threads} thread(s), {options.device}, {options.rounds} rounds: total [quartiles]")
     for name, values in times.items():
-        print(f"{name:18} {1e3 * statistics.median(values):8.1f} ms", end="")
+        print(f"{name:26} {1e3 * statistics.median(values):8.1f} ms", end="")
         for other in ("plain", "normflows"):
             low, _, high = statistics.quantiles([a / b for a, b in zip(values, times[other], strict=True)], n=4)
             print(f"   {sum(values) / sum(times[other]):5.2f} [{low:.2f}, {high:.2f}] x {other}", end="")
