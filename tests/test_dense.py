@@ -184,6 +184,13 @@ class TestInverse:
             twin.weight.mul_(2)
         self.check(twin)
         self.check(transform)
+        # A copy counts the changes of its weights anew, so that some number of them meets the count of the original.
+        for changes in range(12):
+            twin = copy.deepcopy(transform)
+            with torch.no_grad():
+                for _ in range(changes):
+                    twin.weight.mul_(1.1)
+            self.check(twin)
 
     def test_functional_call(self, eps):
         transform, other = fp.DenseTransform(3), fp.DenseTransform(3)
