@@ -71,7 +71,7 @@ class Linearization(abc.ABC):
 
     @abc.abstractmethod
     def vjp(self, v: Tensor, *, create_graph: bool = False) -> Tensor:
-        """The vector-Jacobian products ``J^T v`` for ``v: (B, *event)``; the graph is that of the current grad mode."""
+        """The vector-Jacobian products ``J^T v`` for ``v: (B, *event)``, with a graph only if ``create_graph``."""
 
     @abc.abstractmethod
     def rows(self, index: Tensor | slice) -> Linearization:

@@ -310,6 +310,16 @@ class TestRecompute:
         with pytest.raises(fp.SecondDerivativeError, match="Recompute is differentiable once"):
             torch.autograd.grad(transform(x)[1].sum(), x, create_graph=True)
 
+    def test_frozen_affine_branch(self):
+        """Its log-det is a constant, and the path through y is all that is left."""
+        g = fp.LipschitzMLP(3, ()).requires_grad_(requires_grad=False)
+        x = torch.randn(4, 3, requires_grad=True)
+        results = []
+        for logdet in (fp.Krylov(gradient=fp.Recompute()), fp.ExactLogDet()):
+            y, ladj = fp.ResidualTransform(g, logdet=logdet)(x)
+            results += torch.autograd.grad(y.square().sum() + ladj.sum(), x)
+        torch.testing.assert_close(*results)
+
     def test_only_neumann(self):
         with pytest.raises(TypeError, match="must be Neumann"):
             fp.Recompute(fp.Autograd())
@@ -340,6 +350,20 @@ def test_compiled_block_gives_the_same_numbers(logdet):
         (y.square().sum() - ladj.sum()).backward()
         results.append([y.detach(), ladj.detach(), *(p.grad for p in transform.parameters())])
     assert_all_close(results[1], results[0], 1e-5)
+
+
+@pytest.mark.parametrize("logdet", [fp.ExactLogDet(), fp.Krylov(terms=fp.Truncated(3))])
+def test_torch_func_grad(logdet, eps):
+    transform = fp.ResidualTransform(fp.LipschitzMLP(5, (16,)), logdet=logdet)
+    x, parameters = torch.randn(8, 5), dict(transform.named_parameters())
+
+    def loss(parameters):
+        with fp.fixed_noise(0):
+            return torch.func.functional_call(transform, parameters, (x,))[1].sum()
+
+    got = torch.func.grad(loss)({name: p.detach() for name, p in parameters.items()})
+    wanted = torch.autograd.grad(loss(parameters), list(parameters.values()), allow_unused=True, materialize_grads=True)
+    assert_all_close(got.values(), wanted, 100 * eps)
 
 
 def test_noise_of_an_estimate_repeats():

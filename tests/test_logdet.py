@@ -227,8 +227,9 @@ class TestTerms:
     )
     def test_possibly_infinite_variance_warns(self, logdet, warns):
         expected = pytest.warns(fp.InfiniteVarianceWarning, match="Use Krylov") if warns else contextlib.nullcontext()
-        with expected:
+        with expected as caught:
             fp.ResidualTransform(small_mlp(), logdet=logdet)
+        assert not warns or caught[0].filename == __file__
 
     @pytest.mark.parametrize(
         ("make", "message"),

@@ -107,13 +107,17 @@ class Sine(Activation):
 class _SineAndSlope(torch.autograd.Function):
     """Sine and cosine, each taken once: autograd would take both again in the backward pass."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_frequency: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def forward(x: Tensor, log_frequency: Tensor) -> tuple[Tensor, Tensor]:
         frequency = log_frequency.exp()
         phase = frequency * x
-        value, slope = phase.sin() / frequency, phase.cos()
-        ctx.save_for_backward(x, log_frequency, value, slope)
-        return value, slope
+        return phase.sin() / frequency, phase.cos()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+        ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401

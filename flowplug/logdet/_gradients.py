@@ -123,10 +123,8 @@ class Recompute:
 
     def __call__(self, series: SeriesLogDet, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         """The value, with a gradient that is computed when asked for."""
-        names, parameters = (
-            zip(*branch.g.named_parameters(), strict=True) if any(True for _ in branch.g.parameters()) else ((), ())
-        )
-        y, ladj = _Recomputed.apply(series, branch, draws, names, x, branch.context, *parameters)  # type: ignore[no-untyped-call]
+        named = dict(branch.g.named_parameters())
+        y, ladj = _Recomputed.apply(series, branch, draws, tuple(named), x, branch.context, *named.values())  # type: ignore[no-untyped-call]
         return y, ladj
 
 
@@ -196,7 +194,10 @@ class _Recomputed(torch.autograd.Function):
             )
         leaves = (x, context, *parameters)
         wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
+        # The log-det of an affine branch with frozen weights is a constant.
+        used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+        targets, seeds = zip(*used, strict=True)
+        found = iter(torch.autograd.grad(targets, wanted, seeds, allow_unused=True))
         return (None,) * 4 + tuple(None if leaf is None or not leaf.requires_grad else next(found) for leaf in leaves)
 
 

@@ -63,7 +63,7 @@ class PowerSeries(SeriesLogDet):
                 f"of a Jacobian reaches that; it may be up to {limit:.3g} here. Use Krylov, whose variance is always "
                 "finite, or Roulette(Certified())",
                 InfiniteVarianceWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def start(self, v: Tensor) -> Recurrence:

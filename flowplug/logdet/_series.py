@@ -138,13 +138,11 @@ class SeriesLogDet(abc.ABC):
                 rows, state, part = rows[index], state.rows(index), part.rows(index)
             if not len(rows):
                 break
-            added = weight * state.known
             if k > 1:
-                settled = state.advance(part.vjp(state.direction))
-                added = weight * state.known + last * settled
+                pair.index_add_(0, rows, last * state.advance(part.vjp(state.direction)))
             if k > 1 or first:
                 u.index_add_(0, rows, weight * state.u)
-                pair.index_add_(0, rows, added)
+                pair.index_add_(0, rows, weight * state.known)
                 waiting.index_copy_(0, rows, state.waiting)
                 last = weight
         # The waiting number is what the product with u holds beyond the known part.
