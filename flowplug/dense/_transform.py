@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flowplug._errors import SecondDerivativeError, ShapeError, SingularMatrixError
 from flowplug._transform import Transform
@@ -33,6 +36,7 @@ class DenseTransform(Transform):
         bias: Whether there is a b.
         gradient: `Relative`, `TransposedRelative` or `Euclidean`.
         value: `ExactValue` or `Deferred`.
+        init: Fills W in place: `torch.nn.init.orthogonal_`, `ScaledIdentity`, ... `whiten` starts from data instead.
 
     Raises:
         ShapeError: ``features`` is below 1, or an input has another width.
@@ -54,13 +58,14 @@ class DenseTransform(Transform):
         bias: bool = True,
         gradient: DenseGradient = Relative(),  # noqa: B008 -- frozen
         value: DenseValue = ExactValue(),  # noqa: B008 -- frozen
+        init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
         super().__init__()
         if features < 1:
-            raise ShapeError(f"DenseTransform(features) must be at least 1; got {features}")
-        self.event_shape = (features,)
+            raise ShapeError(f"{type(self).__name__} needs at least 1 feature or channel; got {features}")
+        self.event_shape = (features, *[None] * (self.event_dim - 1))
         self.weight = nn.Parameter(torch.empty(features, features))
-        nn.init.orthogonal_(self.weight)
+        init(self.weight)
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
         self.activation, self.gradient, self.value = activation, gradient, value
         self._log_det: tuple[Tensor, int] | None = None  # a value, and how many passes it has served
@@ -69,6 +74,37 @@ class DenseTransform(Transform):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start with empty caches."""
         return {**self.__dict__, "_log_det": None, "_factors": None}
+
+    @torch.no_grad()
+    def whiten(self, x: Tensor, shrinkage: float = 1e-3) -> None:
+        r"""Starts from data: sets W and b so that W x + b has mean 0 and covariance close to I over the rows of x.
+
+        .. math:: W = (\Sigma + \lambda \bar\sigma^2 I)^{-1/2}, \qquad b = -W \mu
+
+        Args:
+            x: Data, ``(N, D)``, or whatever else `forward` takes.
+            shrinkage: The share :math:`\lambda` of the mean variance that is added to every variance, so that
+                directions in which the data do not vary stay finite.
+
+        Raises:
+            ShapeError: The transform has no b, or fewer than two rows are given.
+            FlowplugError: As in `forward`.
+
+        Example:
+            >>> transform = DenseTransform(2, activation=None)
+            >>> transform.whiten(3 + torch.randn(1000, 2))
+        """
+        rows = self._vectors(self._check(x, None)[0]).to(self.weight.dtype)
+        if self.bias is None or len(rows) < 2:
+            raise ShapeError(
+                f"whiten needs a transform with bias, and two rows or more; got bias={self.bias is not None} and "
+                f"{len(rows)} rows"
+            )
+        mean = rows.mean(0)
+        variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+        scales = (variances.clamp(min=0) + shrinkage * variances.mean()).rsqrt()
+        self.weight.copy_(directions * scales @ directions.T)
+        self.bias.copy_(-self.weight @ mean)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
@@ -84,13 +120,19 @@ class DenseTransform(Transform):
         if self.activation is not None:
             y, other = self.activation.inverse(y, context)
         factors, pivots = self._factorize()
+        require_invertible(self, _condition(self.weight.detach(), factors, pivots))
+        rows = y.reshape(-1, y.shape[-1]) - self._shift()
         if torch.is_grad_enabled():
             log_det = torch.linalg.slogdet(self.weight).logabsdet
-            rows = torch.linalg.solve(self.weight, (y.reshape(-1, y.shape[-1]) - self._shift()).T).T
+            rows = torch.linalg.solve(self.weight, rows.T).T
         else:
             log_det = factors.diagonal().abs().log().sum()
-            rows = torch.linalg.lu_solve(factors, pivots, (y.reshape(-1, y.shape[-1]) - self._shift()).T).T
+            rows = torch.linalg.lu_solve(factors, pivots, rows.T).T
         return rows.reshape(y.shape), -log_det.expand(y.shape[:-1]) + other
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """What W multiplies, ``(N, D)``."""
+        return x.reshape(-1, x.shape[-1])
 
     def _shift(self) -> Tensor:
         return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
@@ -101,9 +143,14 @@ class DenseTransform(Transform):
             served, age = self._log_det
             self._log_det = (served, age + 1)
             return served
-        value: Tensor = torch.linalg.slogdet(self.weight).logabsdet
+        if self.training:
+            value: Tensor = torch.linalg.slogdet(self.weight).logabsdet
+        else:
+            value = self._factorize()[0].diagonal().abs().log().sum()
         if not value.isfinite():
-            raise SingularMatrixError(f"the matrix of {self} is singular or not finite: log|det W| = {float(value)}")
+            raise SingularMatrixError(
+                f"the matrix of {_name(self)} is singular or not finite: log|det W| = {float(value)}"
+            )
         if self.training:
             self._log_det = (value, 1)
         return value
@@ -114,19 +161,40 @@ class DenseTransform(Transform):
         weight = self.weight
         if self._factors is None or self._factors[0] is not weight or self._factors[1] != weight._version:
             factors, pivots, _ = torch.linalg.lu_factor_ex(weight.detach())
-            diagonal = factors.diagonal().abs()
-            limit = len(weight) * torch.finfo(weight.dtype).eps
-            if not bool(diagonal.amin() > limit * diagonal.amax()):
-                raise SingularMatrixError(
-                    f"the matrix of {self} is singular to working precision: its condition number is "
-                    f"{float(torch.linalg.cond(weight)):.3g}"
-                )
             self._factors = (weight, weight._version, factors, pivots)
         return self._factors[2:]
 
     def extra_repr(self) -> str:
         """Names width and strategies."""
         return f"{len(self.weight)}, bias={self.bias is not None}, gradient={self.gradient}, value={self.value}"
+
+
+def _name(transform: Transform) -> str:
+    return f"{type(transform).__name__}({transform.extra_repr()})"
+
+
+def require_invertible(transform: Transform, condition: Tensor) -> None:
+    """Raises SingularMatrixError where a solution has no right digit."""
+    if not condition * torch.finfo(condition.dtype).eps < 1:
+        raise SingularMatrixError(
+            f"the matrix of {_name(transform)} is singular to working precision: its condition number is "
+            f"{float(condition):.3g}"
+        )
+
+
+@torch.no_grad()
+def _condition(weight: Tensor, factors: Tensor, pivots: Tensor, steps: int = 8) -> Tensor:
+    """The 2-norm condition number of W, by power iterations on W and its inverse: from below, within a small factor."""
+    if not factors.diagonal().abs().amin() > 0:
+        return factors.new_tensor(math.inf)
+    forward = backward = torch.linspace(1, 2, len(weight), dtype=weight.dtype, device=weight.device)[:, None]
+    for _ in range(steps):
+        forward = functional.normalize(weight.T @ (weight @ forward), dim=0)
+        backward = torch.linalg.lu_solve(factors, pivots, backward)
+        backward = functional.normalize(torch.linalg.lu_solve(factors, pivots, backward, adjoint=True), dim=0)
+    backward = torch.linalg.lu_solve(factors, pivots, backward)
+    condition: Tensor = torch.linalg.vector_norm(weight @ forward) * torch.linalg.vector_norm(backward)
+    return condition
 
 
 class _AffineMap(torch.autograd.Function):
@@ -139,8 +207,9 @@ class _AffineMap(torch.autograd.Function):
         log_det: Tensor,
         gradient: DenseGradient,
     ) -> tuple[Tensor, Tensor]:
-        y = torch.addmm(bias, x, weight.T)
-        ctx.gradient = gradient
+        y = torch.addmm(bias, x, weight.T).to(weight.dtype)  # autocast lowers it
+        ctx.gradient, kind = gradient, x.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         ctx.save_for_backward(weight, bias, x, y)
         return y, log_det.expand(len(x)).clone()
 
@@ -153,8 +222,11 @@ class _AffineMap(torch.autograd.Function):
             )
         weight, bias, x, y = ctx.saved_tensors
         delta, by_ladj = grads
-        by_x = delta @ weight if ctx.needs_input_grad[0] else None
-        by_weight, by_bias = None, None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            by_weight, by_bias = ctx.gradient(Affine(weight, bias, x, y, delta, by_ladj.sum()))
+        by_x = by_weight = by_bias = None
+        kind, dtype, enabled = ctx.autocast
+        with torch.autocast(kind, dtype=dtype, enabled=enabled):
+            if ctx.needs_input_grad[0]:
+                by_x = delta @ weight
+            if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+                by_weight, by_bias = ctx.gradient(Affine(weight, bias, x, y, delta, by_ladj.sum()))
         return by_x, by_weight, by_bias, None, None

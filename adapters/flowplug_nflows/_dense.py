@@ -1,0 +1,42 @@
+"""Dense transforms with the arguments of nflows' own."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+import flowplug as fp
+from flowplug_nflows._transform import NflowsTransform
+
+
+class DenseTransform(NflowsTransform):
+    """A fully connected layer ``W x + b`` with an invertible activation, trained by the relative gradient.
+
+    With ``activation=None`` a learned mixing of features in place of a permutation or an LU layer.
+
+    Args:
+        features: Width of the events.
+        activation: An element-wise transform such as `flowplug.SmoothLeakyReLU`; ``None`` for the bare map.
+        bias: Whether there is a b.
+        gradient: `flowplug.Relative`, `flowplug.TransposedRelative` or `flowplug.Euclidean`.
+        value: `flowplug.ExactValue` or `flowplug.Deferred`.
+        init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
+
+    Example:
+        >>> transform = DenseTransform(features=2, activation=None)
+        >>> transform(torch.randn(5, 2))[0].shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        bias: bool = True,
+        gradient: fp.Relative | fp.TransposedRelative | fp.Euclidean = fp.Relative(),  # noqa: B008 -- frozen
+        value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
+        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+    ) -> None:
+        super().__init__(
+            fp.DenseTransform(features, activation=activation, bias=bias, gradient=gradient, value=value, init=init)
+        )

@@ -1,0 +1,46 @@
+"""Dense transforms with the arguments of normflows' own."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+import flowplug as fp
+from flowplug_normflows._transform import NormflowsFlow
+
+
+class Dense(NormflowsFlow):
+    """A fully connected layer ``W x + b`` with an invertible activation, trained by the relative gradient.
+
+    With ``activation=None`` a learned mixing of channels in place of ``Permute``, ``InvertibleAffine`` or
+    ``LULinearPermute``.
+
+    Args:
+        num_channels: Width of the events.
+        reverse: If true, density evaluation (normflows' ``inverse``) applies W, and sampling solves for it.
+        activation: An element-wise transform such as `flowplug.SmoothLeakyReLU`; ``None`` for the bare map.
+        bias: Whether there is a b.
+        gradient: `flowplug.Relative`, `flowplug.TransposedRelative` or `flowplug.Euclidean`.
+        value: `flowplug.ExactValue` or `flowplug.Deferred`.
+        init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
+
+    Example:
+        >>> flow = Dense(2, activation=None)
+        >>> flow.inverse(torch.randn(5, 2))[0].shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        reverse: bool = True,
+        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        bias: bool = True,
+        gradient: fp.Relative | fp.TransposedRelative | fp.Euclidean = fp.Relative(),  # noqa: B008 -- frozen
+        value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
+        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+    ) -> None:
+        core = fp.DenseTransform(
+            num_channels, activation=activation, bias=bias, gradient=gradient, value=value, init=init
+        )
+        super().__init__(core, reverse=reverse)

@@ -1,0 +1,34 @@
+"""Any flowplug transform as a normflows flow."""
+
+from normflows.flows import Flow
+from torch import Tensor
+
+import flowplug as fp
+
+
+class NormflowsFlow(Flow):  # type: ignore[misc]
+    """Any flowplug transform as a normflows flow.
+
+    Args:
+        core: The flowplug transform, data to latent. An unconditional one ignores any context.
+        reverse: If true, as in normflows' ``Residual``, density evaluation (normflows' ``inverse``) is the cheap
+            direction; if false, sampling (``forward``) is.
+
+    Example:
+        >>> NormflowsFlow(fp.ActNorm(2)).inverse(torch.randn(5, 2))[1].shape
+        torch.Size([5])
+    """
+
+    def __init__(self, core: fp.Transform, *, reverse: bool = True) -> None:
+        super().__init__()
+        self.core, self.reverse = core, reverse
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps latent to data; returns the log-det ``(B,)`` of that map."""
+        outputs: tuple[Tensor, Tensor] = self.core.inverse(z, context) if self.reverse else self.core(z, context)
+        return outputs
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps data to latent; returns the log-det ``(B,)`` of that map."""
+        outputs: tuple[Tensor, Tensor] = self.core(z, context) if self.reverse else self.core.inverse(z, context)
+        return outputs

@@ -1,0 +1,78 @@
+"""Dense transforms with the arguments of zuko's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from zuko.distributions import DiagNormal
+from zuko.lazy import Flow, UnconditionalDistribution
+
+import flowplug as fp
+from flowplug_zuko._transform import ZukoTransform
+
+
+class DenseTransform(ZukoTransform):
+    r"""Creates a lazy dense transformation :math:`y = \sigma(W x + b)`, trained by the relative gradient.
+
+    With ``activation=None`` a learned mixing of features in place of a permutation, rotation or LU transformation.
+
+    Args:
+        features: Width of the events.
+        activation: An element-wise transform such as `flowplug.SmoothLeakyReLU`; ``None`` for the bare map.
+        bias: Whether there is a b.
+        gradient: `flowplug.Relative`, `flowplug.TransposedRelative` or `flowplug.Euclidean`.
+        value: `flowplug.ExactValue` or `flowplug.Deferred`.
+        init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
+
+    Example:
+        >>> t = DenseTransform(3, activation=None)
+        >>> t()(torch.randn(5, 3)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        bias: bool = True,
+        gradient: fp.Relative | fp.TransposedRelative | fp.Euclidean = fp.Relative(),  # noqa: B008 -- frozen
+        value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
+        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+    ) -> None:
+        super().__init__(
+            fp.DenseTransform(features, activation=activation, bias=bias, gradient=gradient, value=value, init=init)
+        )
+
+
+class DenseFlow(Flow):  # type: ignore[misc]
+    """Creates a dense flow on a standard normal: the networks of Gresele et al. (2020), the last without activation.
+
+    Args:
+        features: Width of the events.
+        transforms: Number of dense transforms.
+        activation: As in `DenseTransform`, of all transforms but the last.
+        value: As in `DenseTransform`.
+        init: As in `DenseTransform`.
+
+    Example:
+        >>> flow = DenseFlow(3, transforms=2)
+        >>> flow().log_prob(torch.randn(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        transforms: int = 3,
+        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
+        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+    ) -> None:
+        activations = [activation] * (transforms - 1) + [None]
+        layers = [DenseTransform(features, activation=a, value=value, init=init) for a in activations]
+        base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)
+        super().__init__(layers, base)

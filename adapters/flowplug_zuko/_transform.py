@@ -1,0 +1,81 @@
+"""Any flowplug transform as a lazy transform of zuko."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, constraints
+from zuko.lazy import LazyTransform
+
+import flowplug as fp
+
+
+class BoundTransform(Transform):
+    """A flowplug transform with its context, as a transform of torch and zuko.
+
+    In train mode the noise of stochastic log-dets is drawn once, here: one object is one realisation, so ``log_prob``
+    repeats and agrees with ``rsample_and_log_prob``.
+
+    Args:
+        core: The flowplug transform.
+        context: Shape ``(*batch, context_features)``, or ``None``.
+        seed: Seeds the noise; ``None`` draws a seed from torch's generator in train mode.
+        cache_size: 0 or 1, as in torch.
+    """
+
+    bijective = True
+
+    def __init__(
+        self, core: fp.Transform, context: Tensor | None = None, *, seed: int | None = None, cache_size: int = 0
+    ) -> None:
+        super().__init__(cache_size=cache_size)
+        self.core, self.context = core, context
+        self.domain = self.codomain = constraints.independent(constraints.real, core.event_dim)  # type: ignore[no-untyped-call]
+        self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None and core.training else seed
+
+    def with_cache(self, cache_size: int = 1) -> BoundTransform:
+        """The same transform, with or without torch's cache of one pair."""
+        if cache_size == self._cache_size:
+            return self
+        return BoundTransform(self.core, self.context, seed=self.seed, cache_size=cache_size)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The transformed value and its log-det, in one pass."""
+        with nullcontext() if self.seed is None else fp.fixed_noise(self.seed):
+            outputs: tuple[Tensor, Tensor] = self.core(x, self.context)
+        return outputs
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The log-det at ``x``."""
+        del y
+        return self.call_and_ladj(x)[1]
+
+    def _call(self, x: Tensor) -> Tensor:
+        with fp.no_logdet():
+            return self.call_and_ladj(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        with fp.no_logdet():
+            return self.core.inverse(y, self.context)[0]
+
+
+class ZukoTransform(LazyTransform):  # type: ignore[misc]
+    """Any flowplug transform as a lazy transform of zuko.
+
+    Args:
+        core: The flowplug transform. An unconditional one ignores any context.
+
+    Example:
+        >>> ZukoTransform(fp.ActNorm(2))().call_and_ladj(torch.randn(5, 2))[1].shape
+        torch.Size([5])
+    """
+
+    def __init__(self, core: fp.Transform) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, c: Tensor | None = None) -> BoundTransform:
+        """The transform for the context ``c: (*batch, context)``."""
+        return BoundTransform(self.core, c)
