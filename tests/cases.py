@@ -127,6 +127,14 @@ CORE = {
     ),
     # What it leaves in ``grad`` of W and b is no gradient: tested against the ordinary one in test_dense.
     "Dense": Row(lambda **k: fp.DenseTransform(3, **k), exempt=("gradient of the ladj", "derivative of the inverse")),
+    "DenseConv1x1": Row(
+        lambda **k: fp.DenseConv1x1(2, gradient=fp.Euclidean(), **k), event=(2, 3, 4), exempt=("gradient of the ladj",)
+    ),
+    "CircularConv2d": Row(
+        lambda **k: fp.CircularConv2d(2, activation=fp.TanhLinear(), gradient=fp.Euclidean(), **k),
+        event=(2, 3, 4),
+        exempt=("gradient of the ladj",),
+    ),
     "Krylov": Row(using(fp.Krylov())),
     "Krylov context": Row(lambda **k: using(fp.Krylov())(context_features=2, **k), context=2),
     "Krylov d=1": Row(lambda **k: using(fp.Krylov())(event=1, **k), event=(1,)),
@@ -154,10 +162,6 @@ CORE = {
     "PowerSeries no exact term": Row(using(fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.4), exact=0)))),
     "PowerSeries long": Row(using(fp.PowerSeries(terms=fp.Truncated(150)))),
 }
-
-
-def dense():
-    return fp.DenseTransform(3, gradient=fp.Euclidean())
 
 
 def nflows_residual(**k):
@@ -197,13 +201,16 @@ ADAPTERS = {
     "nflows": Row(nflows_residual),
     "nflows context": Row(nflows_context, context=2),
     "nflows Dense": Row(
-        lambda **k: NflowsView(flowplug_nflows.NflowsTransform(dense(), **k)), exempt=("gradient of the ladj",)
+        lambda **k: NflowsView(flowplug_nflows.DenseTransform(3, gradient=fp.Euclidean(), **k)),
+        exempt=("gradient of the ladj",),
     ),
     "normflows Dense": Row(
-        lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(dense(), **k)), exempt=("gradient of the ladj",)
+        lambda **k: NormflowsView(flowplug_normflows.Dense(3, gradient=fp.Euclidean(), **k)),
+        exempt=("gradient of the ladj",),
     ),
     "zuko Dense": Row(
-        lambda **k: ZukoView(flowplug_zuko.ZukoTransform(dense(), **k)), exempt=("gradient of the ladj",)
+        lambda **k: ZukoView(flowplug_zuko.DenseTransform(3, gradient=fp.Euclidean(), **k)),
+        exempt=("gradient of the ladj",),
     ),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),

@@ -17,6 +17,7 @@ class NegativeLogLikelihood(nn.Module):
     def __init__(self):
         super().__init__()
         self.flow = flowplug_nflows.ResidualFlow(3, 8, num_layers=2, num_blocks_per_layer=1)
+        self.flow._transform._transforms.append(flowplug_nflows.DenseTransform(3))
 
     def forward(self, x):
         return -self.flow.log_prob(x).mean()

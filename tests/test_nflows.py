@@ -130,6 +130,7 @@ def mixed_flow():
             torch.tensor([1, 0]), lambda i, o: ResidualNet(i, o, 8), tails="linear", tail_bound=3.0
         ),
         flowplug_nflows.ResidualTransform(2, 16),
+        flowplug_nflows.DenseTransform(2, activation=fp.SmoothLeakyReLU(0.7)),
         transforms.MaskedAffineAutoregressiveTransform(2, 8),
         transforms.InverseTransform(flowplug_nflows.ResidualTransform(2, 16)),
         transforms.LULinear(2),

@@ -178,6 +178,8 @@ def mixed_flow():
         flowplug_normflows.Residual(2),
         nf.flows.LULinearPermute(2),
         nf.flows.MaskedAffineAutoregressive(2, 8),
+        flowplug_normflows.Dense(2, activation=fp.SmoothLeakyReLU(0.7)),
+        flowplug_normflows.Dense(2, activation=None, reverse=False),
         flowplug_normflows.Residual(2, reverse=False),
         flowplug_normflows.NormflowsFlow(fp.ActNorm(2)),
     ]

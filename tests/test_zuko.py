@@ -211,6 +211,7 @@ def mixed_flow():
         *zuko.flows.MAF(2, transforms=1, hidden_features=(8,)).transform.transforms,
         flowplug_zuko.ResidualTransform(2),
         *zuko.flows.NSF(2, transforms=1, hidden_features=(8,)).transform.transforms,
+        flowplug_zuko.DenseTransform(2, activation=fp.SmoothLeakyReLU(0.7)),
         flowplug_zuko.ResidualTransform(2).inv,
         UnconditionalTransform(RotationTransform, torch.randn(2, 2)),
         flowplug_zuko.ZukoTransform(fp.ActNorm(2)),
