@@ -10,8 +10,9 @@ try:
 except ImportError as error:
     raise ImportError("flowplug_normflows needs normflows: pip install 'flowplug[normflows]'") from error
 
+from flowplug_normflows._bridge import from_normflows
 from flowplug_normflows._dense import Dense
 from flowplug_normflows._residual import Residual
 from flowplug_normflows._transform import NormflowsFlow
 
-__all__ = ["Dense", "NormflowsFlow", "Residual"]
+__all__ = ["Dense", "NormflowsFlow", "Residual", "from_normflows"]

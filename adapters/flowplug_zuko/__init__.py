@@ -9,8 +9,17 @@ try:
 except ImportError as error:
     raise ImportError("flowplug_zuko needs zuko: pip install 'flowplug[zuko]'") from error
 
+from flowplug_zuko._bridge import from_zuko
 from flowplug_zuko._dense import DenseFlow, DenseTransform
 from flowplug_zuko._residual import ResidualFlow, ResidualTransform
 from flowplug_zuko._transform import BoundTransform, ZukoTransform
 
-__all__ = ["BoundTransform", "DenseFlow", "DenseTransform", "ResidualFlow", "ResidualTransform", "ZukoTransform"]
+__all__ = [
+    "BoundTransform",
+    "DenseFlow",
+    "DenseTransform",
+    "ResidualFlow",
+    "ResidualTransform",
+    "ZukoTransform",
+    "from_zuko",
+]

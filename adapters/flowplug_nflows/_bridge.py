@@ -1,0 +1,64 @@
+"""nflows' transforms as flowplug transforms."""
+
+from nflows.transforms.base import InverseNotAvailable, MultiscaleCompositeTransform, Transform
+from nflows.transforms.reshape import SqueezeTransform
+from torch import Tensor
+
+import flowplug as fp
+from flowplug._host import HostTransform, Pair, check_host, context_width, takes_context
+
+
+def from_nflows(transform: Transform, *, event_dim: int = 1, context_features: int | None = None) -> fp.Transform:
+    """An nflows transform as a flowplug transform, and so as one of any other host.
+
+    flowplug's ``forward`` is nflows' ``forward``, data to latent. A ``CompositeTransform`` is taken as a whole; of an
+    nflows ``Flow`` pass the transform it was made from.
+
+    Args:
+        transform: The nflows transform. It is used, not copied: its parameters train with what it becomes part of.
+        event_dim: 1 for vectors, 3 for images ``(C, H, W)``.
+        context_features: Width of the context; ``None`` reads it off the networks of nflows. Needed with networks of
+            your own, and 0 keeps the context from a transform that has the argument and cannot use it.
+
+    Raises:
+        TypeError: This is no nflows transform; the message names what to call or pass.
+        ShapeError: It changes the shape of events: ``SqueezeTransform`` and ``MultiscaleCompositeTransform`` here,
+            others when called.
+        ContextError: It takes no context, or its networks want contexts of different widths.
+        InverseNotAvailable: When called, where nflows has no inverse: as for ``BatchNorm`` in train mode.
+
+    Example:
+        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform
+        >>> transform = from_nflows(MaskedAffineAutoregressiveTransform(2, hidden_features=8, context_features=3))
+        >>> y, ladj = transform(torch.randn(5, 2), torch.randn(5, 3))
+        >>> y.shape, ladj.shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
+    check_host("from_nflows", transform, Transform, "of a Flow, pass the transform it was made from")
+    name = type(transform).__name__
+    if isinstance(transform, SqueezeTransform | MultiscaleCompositeTransform):
+        raise fp.ShapeError(
+            f"{name} changes the shape of events, which a flowplug transform keeps: leave it in nflows, and bridge the "
+            "transforms around or inside it one by one"
+        )
+    width = context_width(transform) if context_features is None else context_features
+    if width and not takes_context(transform.forward):
+        raise fp.ContextError(f"{name}.forward has no argument context: pass context_features=0, not {width}")
+    return NflowsBridge(transform, event_dim=event_dim, context_features=width)
+
+
+class NflowsBridge(HostTransform):
+    """What `from_nflows` returns."""
+
+    def _to_latent(self, x: Tensor, context: Tensor | None) -> Pair:
+        return self._call(self.host, x, context)
+
+    def _to_data(self, y: Tensor, context: Tensor | None) -> Pair:
+        try:
+            return self._call(self.host.inverse, y, context)
+        except InverseNotAvailable as error:
+            mode = "train" if self.training else "eval"
+            raise fp.InverseNotAvailable(
+                f"{type(self.host).__name__} of nflows has no inverse in {mode} mode: {error} "
+                "(for BatchNorm: call eval() first, or use flowplug.ActNorm in its place)"
+            ) from error
