@@ -33,9 +33,10 @@ def test_docstring_example(example):
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
-def test_every_public_class_has_an_example():
+def test_every_public_class_and_bridge_has_an_example():
     names = {test.name.rsplit(".", 1)[-1] for test in EXAMPLES}
     public = {n for n in dir(fp) if isinstance(getattr(fp, n), type) and not issubclass(getattr(fp, n), Exception)}
+    assert {"from_nflows", "from_normflows", "from_zuko"} <= names
     # An interface, and a pair of values that the example of lipschitz_bound shows.
     assert public - names == {"LogDet", "LipschitzBound"}
 
