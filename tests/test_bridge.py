@@ -444,6 +444,14 @@ class TestShapes:
         lazy, x = affine(), torch.randn(5, 4, 3)
         assert torch.allclose(from_zuko(lazy)(x)[1], lazy().log_abs_det_jacobian(x, x).sum(-1))
 
+    def test_element_wise_log_dets_may_be_the_same_for_all_samples(self):
+        class Doubling(torch.distributions.AffineTransform):
+            def log_abs_det_jacobian(self, x, y):
+                return torch.tensor([0.0, 1.0, 2.0])
+
+        lazy, x = UnconditionalTransform(Doubling, 0.0, 2.0), torch.randn(3, 3)
+        assert from_zuko(lazy)(x)[1].tolist() == [3.0, 3.0, 3.0]
+
     def test_element_wise_log_dets_of_images(self):
         lazy = UnconditionalTransform(zuko.transforms.MonotonicAffineTransform, torch.zeros(()), torch.ones(2, 2, 2))
         x = torch.randn(5, 2, 2, 2)

@@ -3,6 +3,8 @@
 `NflowsTransform` wraps any flowplug transform; the classes named after nflows' own build one from the arguments an
 nflows user expects. They mix with nflows' transforms in `CompositeTransform`, `MultiscaleCompositeTransform` and
 `Flow`.
+
+`from_nflows` goes the other way: any transform of nflows becomes a flowplug transform, and so runs in the other hosts.
 """
 
 try:

@@ -3,6 +3,8 @@
 `NormflowsFlow` wraps any flowplug transform; `Residual` takes the arguments of ``normflows.flows.Residual``, so that an
 existing model changes one import. They mix with normflows' flows in `NormalizingFlow`, `ConditionalNormalizingFlow` and
 `MultiscaleFlow`. normflows' own `LipschitzMLP` is accepted as network, with its bound computed from the weights in use.
+
+`from_normflows` goes the other way: any flow of normflows becomes a flowplug transform, and so runs in the other hosts.
 """
 
 try:

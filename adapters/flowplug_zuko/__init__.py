@@ -2,6 +2,8 @@
 
 `ZukoTransform` wraps any flowplug transform; the classes named after zuko's own build one from the arguments a zuko
 user expects. They mix with zuko's transforms in `Flow`, and invert by ``.inv`` like these.
+
+`from_zuko` goes the other way: any lazy transform of zuko becomes a flowplug transform, and so runs in the other hosts.
 """
 
 try:
