@@ -148,6 +148,15 @@ def test_law(name, law):
     LAWS[law](Case(row.make, *row.inputs()))
 
 
+def test_reverse_and_composite_map_as_in_normflows():
+    flow = nf.flows.Reverse(
+        nf.flows.Composite([nf.flows.LULinearPermute(3), nf.flows.MaskedAffineAutoregressive(3, 8)])
+    )
+    transform, x = from_normflows(flow), torch.randn(4, 3)
+    torch.testing.assert_close(transform(x), flow.inverse(x))
+    torch.testing.assert_close(transform.inverse(x), flow(x))
+
+
 @pytest.mark.parametrize("name", ["zuko NAF", "zuko UNAF"])
 def test_a_bisected_inverse_is_as_good_as_zukos(name):
     row = TABLE[name]
