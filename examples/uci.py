@@ -1,0 +1,271 @@
+"""The UCI density benchmark: host flows, the same with flowplug's transforms for some of their layers, and pure ones.
+
+Trains every model on every table from every seed, at about equal parameters, for as many seconds or steps. Adam with
+warm-up, a cosine schedule and clipped gradients; Polyak averages of the parameters are validated, the best is tested.
+Writes results.jsonl (a line a run), table.md and curves.png to the output folder.
+
+    python examples/uci.py --data POWER --models zuko-nsf zuko-nsf+residual --seconds 600
+    python examples/uci.py --data FILE.npz MINIBOONE --archive data.tar.gz --seeds 0 1 2 --steps 20000
+    torchrun --nproc-per-node 4 examples/uci.py --device cuda     # the batch is shared among the processes
+    python examples/uci.py ... --resume                           # goes on where a killed run was last saved
+
+The tables of Papamakarios et al. (2017) are downloaded from Zenodo (record 1161203) unless --archive names the file.
+GAS is stored as a pickle, which can run code: read it from an archive that you trust.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pooch
+import torch
+import uci_data
+import uci_models
+from dense import size
+from torch import distributed
+from tqdm import tqdm
+from uci_training import CHECKS, Processes, Training, checkpoint_path
+
+import flowplug as fp
+
+SAMPLES = 1000
+PACKAGES = "torch", "nflows", "normflows", "zuko"
+
+# Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
+COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
+REFERENCE = {
+    "Gresele et al. (2020)": ("0.065 ± 0.013", "6.978 ± 0.020", "-21.958 ± 0.019", "-13.372 ± 0.450", "151.12 ± 0.28"),
+    "MADE": ("-3.097 ± 0.030", "3.306 ± 0.039", "-21.804 ± 0.020", "-15.635 ± 0.498", "146.37 ± 0.28"),
+    "MADE MoG": ("0.375 ± 0.013", "7.803 ± 0.022", "-18.368 ± 0.019", "-12.740 ± 0.439", "150.84 ± 0.27"),
+    "Real NVP (10)": ("0.182 ± 0.014", "8.357 ± 0.019", "-18.938 ± 0.021", "-11.795 ± 0.453", "153.28 ± 1.78"),
+    "Real NVP (5)": ("-0.459 ± 0.010", "6.656 ± 0.020", "-20.037 ± 0.020", "-12.418 ± 0.456", "151.76 ± 0.27"),
+    "MAF (5)": ("-0.458 ± 0.016", "7.042 ± 0.024", "-19.400 ± 0.020", "-11.816 ± 0.444", "149.22 ± 0.28"),
+    "MAF (10)": ("-0.376 ± 0.017", "7.549 ± 0.020", "-25.701 ± 0.025", "-11.892 ± 0.459", "150.46 ± 0.28"),
+    "MAF MoG (5)": ("0.192 ± 0.014", "7.183 ± 0.020", "-22.747 ± 0.017", "-11.995 ± 0.462", "152.58 ± 0.66"),
+}
+
+
+def measured(training: Training) -> dict[str, Any]:
+    """What a run is judged by; sampling and the round trip are measured in the first process."""
+    density, data, processes = training.average.module, training.data, training.processes
+    if training.best_state is None:
+        raise FloatingPointError(f"{training.name}: no validation log-likelihood was finite")
+    density.load_state_dict(training.best_state)
+    values = processes.log_likelihoods(density, data.test)
+    sampling_ms, error = math.nan, math.nan
+    x = data.test[:SAMPLES]
+    with torch.no_grad(), fp.no_logdet(), contextlib.suppress(fp.NonFiniteError, fp.NotConverged):
+        error = float((density.round_trip(x) - x).abs().max())
+        start = time.perf_counter()
+        density.sample(SAMPLES).cpu()
+        sampling_ms = 1000 * (time.perf_counter() - start)
+    outcome = {
+        "parameters": size(density),
+        "validation": training.best,
+        "test_log_likelihood": float(values.mean()),
+        "two_standard_errors": 2 * float(values.std()) / math.sqrt(len(values)),
+        "steps": training.step,
+        "seconds": training.elapsed,
+        "steps_per_second": training.step / training.elapsed,
+        "peak_memory_mib": peak_memory(processes.device),
+        "sampling_ms": sampling_ms,
+        "round_trip_error": error,
+    }
+    finite = {key: value if math.isfinite(value) else None for key, value in outcome.items()}
+    return finite | {"curve": training.curve}
+
+
+def peak_memory(device: torch.device) -> float:
+    """In MiB: of the accelerator in this run, or of the whole process so far on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def train(config: dict[str, Any], data: uci_data.Table, processes: Processes, options: argparse.Namespace) -> Training:
+    """One run to its end, with a progress bar."""
+    training = Training(config, data, processes, options.out)
+    if options.resume:
+        training.resume()
+    form = "{desc} {percentage:3.0f}%|{bar:20}| {postfix}"
+    with tqdm(
+        total=1.0, desc=f"{training.name:40}", bar_format=form, disable=None if processes.rank == 0 else True
+    ) as bar:
+        for loss in training.run(options.checkpoint):
+            bar.n = min(training.done, 1.0)
+            bar.set_postfix_str(
+                f"step {training.step}, training {-loss:.3f}, best {training.best:.3f} nats", refresh=False
+            )
+            bar.update(0)
+    return training
+
+
+def run(
+    config: dict[str, Any], data: uci_data.Table, processes: Processes, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Trains and measures; the outcome is a line of results.jsonl."""
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    versions = {"flowplug": fp.__version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    line = {"config": config, "versions": versions, "published": data.published}
+    try:
+        return line | measured(train(config, data, processes, options))
+    except FloatingPointError as error:
+        return line | {"failed": str(error)}
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number of the table, which JSON has no sign for where it is not finite."""
+    return "-" if value is None else format(value, form)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The results as a Markdown table; published figures stand below those on the published data only."""
+    rows = [
+        "| data | model | seed | test log-likelihood (nats) ± 2 s.e. | parameters | steps | steps/s | peak MiB "
+        f"| {SAMPLES} samples, ms | round trip |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for data, published in dict.fromkeys((line["config"]["data"], line["published"]) for line in lines):
+        for line in lines:
+            if (line["config"]["data"], line["published"]) == (data, published):
+                rows.append(f"| {data} | {line['config']['model']} | {line['config']['seed']} | {cells(line)} |")
+        if published:
+            values = {model: figures[COLUMNS.index(data)] for model, figures in REFERENCE.items()}
+            rows += [f"| {data} | {model}, published | | {value} | | | | | | |" for model, value in values.items()]
+    return "\n".join(rows)
+
+
+def cells(line: dict[str, Any]) -> str:
+    """The measured columns of one row."""
+    if "failed" in line:
+        return f"{line['failed']} | | | | | |"
+    mean, spread = (shown(line[key], ".3f") for key in ("test_log_likelihood", "two_standard_errors"))
+    forms = {"steps_per_second": ".1f", "peak_memory_mib": ".0f", "sampling_ms": ".0f", "round_trip_error": ".0e"}
+    rest = " | ".join(shown(line[key], form) for key, form in forms.items())
+    return f"{mean} ± {spread} | {line['parameters']:,} | {line['steps']} | {rest}"
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draws validation log-likelihood against wall time, a panel per table."""
+    done = [line for line in lines if "failed" not in line]
+    names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
+    figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained")
+    for name, axis in zip(names, axes[0], strict=True):
+        tails = []  # the first quarter is far below what matters
+        for line in (line for line in done if line["config"]["data"] == name):
+            seconds, _, values, _ = zip(*line["curve"], strict=True)
+            axis.plot(seconds, values, label="{model}, seed {seed}".format(**line["config"]))
+            tails += [value for value in values[len(values) // 4 :] if math.isfinite(value)]
+        if tails:
+            margin = 0.05 * (max(tails) - min(tails)) or 1.0
+            axis.set_ylim(min(tails) - margin, max(tails) + margin)
+            axis.legend(fontsize=6)
+        axis.set(title=name, xlabel="wall time, s", ylabel="validation log-likelihood, nats")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def report(lines: list[dict[str, Any]], out: Path) -> None:
+    """Writes the results so far."""
+    with uci_data.replacing(out / "results.jsonl") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    with uci_data.replacing(out / "table.md") as file:
+        file.write(f"{table(lines)}\n".encode())
+    draw(lines, out / "curves.png")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads and checks the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--data",
+        nargs="+",
+        default=list(COLUMNS),
+        help=f".npz files with train, val and test, or of {', '.join(COLUMNS)}",
+    )
+    add("--models", nargs="+", choices=uci_models.NAMES, default=uci_models.NAMES, metavar="MODEL",
+        help=f"of {', '.join(uci_models.NAMES)} (default all)")  # fmt: skip
+    add("--seeds", nargs="+", type=int, default=[0], help="a run of each model from each (default 0)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--seconds", type=float, default=600.0, help="wall time of each run (default %(default)s)")
+    budget.add_argument("--steps", type=int, default=0, help="length of each run in steps, instead of --seconds")
+    add("--parameters", type=int, default=100_000, help="of each model, about (default %(default)s)")
+    add("--batch", type=int, default=512, help="rows per step, of all processes (default %(default)s)")
+    add("--lr", type=float, default=2e-3, help="largest learning rate (default %(default)s)")
+    add("--warmup", type=int, default=100, help="steps until then (default %(default)s)")
+    add("--clip", type=float, default=100.0, help="largest norm of the gradient (default %(default)s)")
+    add("--decay", type=float, default=0.999, help="of the Polyak average; 0 for none (default %(default)s)")
+    add("--patience", type=int, default=15, help=f"of {CHECKS} validations without progress (default %(default)s)")
+    add("--amp", action="store_true", help="train in mixed precision, bfloat16")
+    add("--device", default="cpu", help="cpu, cuda, ... (default %(default)s)")
+    add("--out", type=Path, default=Path("uci_out"), help="folder written to (default %(default)s)")
+    add("--checkpoint", type=float, default=300.0, help="seconds between checkpoints (default %(default)s)")
+    add("--resume", action="store_true", help="skip the runs in --out, and go on where a killed one was last saved")
+    add("--archive", type=Path, help="data.tar.gz as published, instead of a download")
+    add("--folder", type=Path, default=pooch.os_cache("flowplug"), help="of the download (default %(default)s)")
+    add("--url", default=uci_data.URL, help="of the archive (default %(default)s)")
+    add("--checksum", default=uci_data.CHECKSUM, help="algorithm:digest, or none (default %(default)s)")
+    options = parser.parse_args(arguments)
+    if len({Path(source).stem for source in options.data}) < len(options.data):
+        parser.error(f"--data must have different names; got {options.data}")
+    for key in ("seconds", "parameters", "batch", "lr", "warmup", "clip", "patience"):
+        if not getattr(options, key) > 0:
+            parser.error(f"--{key} must be positive; got {getattr(options, key)}")
+    if options.steps < 0 or not 0 <= options.decay < 1:
+        parser.error(f"--steps must not be negative, and --decay in [0, 1); got {options.steps} and {options.decay}")
+    if (options.out / "results.jsonl").exists() and not options.resume:
+        parser.error(f"{options.out} holds results: pass --resume to add to them, or another --out")
+    return options
+
+
+RUN = ("seconds", "steps", "parameters", "batch", "lr", "warmup", "clip", "decay", "patience", "amp", "device")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the grid."""
+    options = parse(arguments)
+    processes = Processes(options.device)
+    if options.batch % processes.world:
+        raise ValueError(f"--batch {options.batch} must be a multiple of the {processes.world} processes")
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "results.jsonl"
+    lines = (
+        [json.loads(line) for line in results.read_text().splitlines()] if options.resume and results.exists() else []
+    )
+    shared = {key: getattr(options, key) for key in RUN} | {"processes": processes.world}
+    checksum = None if options.checksum == "none" else options.checksum
+    for source in options.data:
+        data = processes.first_alone(
+            lambda source=source: uci_data.load(
+                source, options.archive, options.url, checksum, options.folder, processes.device
+            )
+        )
+        for model in options.models:
+            for seed in options.seeds:
+                config = {"data": data.name, "model": model, "seed": seed, **shared}
+                if config not in [line["config"] for line in lines]:
+                    lines.append(run(config, data, processes, options))
+                    if processes.rank == 0:
+                        report(lines, options.out)
+                if processes.rank == 0:
+                    checkpoint_path(config, options.out).unlink(missing_ok=True)
+    if processes.rank == 0:
+        print(f"\n{table(lines)}\n\nwritten to {options.out}: results.jsonl, table.md, curves.png")
+    if processes.world > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
