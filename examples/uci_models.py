@@ -171,8 +171,10 @@ def normflows_residual(features: int, hidden: int) -> Density:
     for _ in range(8):
         net = nf.nets.LipschitzMLP([features, hidden, hidden, features], init_zeros=True, lipschitz_const=0.9)
         block = nf.flows.Residual(net)
-        block.iresblock.geom_p.requires_grad_(False)  # has no gradient, which DistributedDataParallel refuses
-        block.iresblock.lamb.requires_grad_(False)
+        block.iresblock.geom_p.requires_grad_(
+            requires_grad=False
+        )  # has no gradient, which DistributedDataParallel refuses
+        block.iresblock.lamb.requires_grad_(requires_grad=False)
         layers += [nf.flows.ActNorm(features), block]
     return normflows_density(features, layers, after_update=lambda flow: nf.utils.update_lipschitz(flow, 5))
 
