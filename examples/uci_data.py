@@ -228,14 +228,18 @@ def prepare(name: str, archive: Path) -> Path:
     return target
 
 
-def load(source: str, archive: Path | None, url: str, checksum: str | None, folder: Path, device: str) -> Table:
-    """A published table by its name, from a local archive or a download; or any .npz file, as `compare.load_data`.
+def load(
+    source: str, archive: Path | None, url: str, checksum: str | None, folder: Path, device: torch.device
+) -> Table:
+    """A published table by its name; or, as `compare.load_data` has them, an .npz file or ``breast-cancer``.
 
     Raises:
         ValueError: The file or the archive is not what it should be.
     """
     if source not in RECIPES:
-        return Table(**vars(compare.load_data(Path(source), device)), published=False)
+        path = None if source == "breast-cancer" else Path(source)
+        parts = compare.load_data(path, str(device))
+        return Table(Path(source).stem, parts.train, parts.val, parts.test, published=False)
     recipe = RECIPES[source]
     folder.mkdir(parents=True, exist_ok=True)
     with np.load(prepare(source, archive or download(url, checksum, folder))) as file:

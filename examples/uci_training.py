@@ -77,7 +77,7 @@ def defined(density: nn.Module, x: Tensor) -> Tensor:
     """Log-likelihoods ``(rows,)``, NaN where a layer overflows: processes that wait for each other cannot raise."""
     try:
         return density(x)
-    except fp.NonFiniteError:
+    except (fp.NonFiniteError, fp.SingularMatrixError):
         return x.new_full((len(x),), math.nan)
 
 
@@ -145,14 +145,16 @@ class Training:
         x = self.data.train[self.processes.share(self.draw())]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config["amp"]):
             loss = -defined(self.parallel, x).mean()
-        # All processes stop at the same loss and keep the same time; the wait for it is little beside a step.
+        # All processes stop at the same step and keep the same time. A GPU waits for it: little beside a step.
         clock = torch.tensor(time.perf_counter() - start, dtype=torch.float64, device=x.device)
         value, self.elapsed = self.processes.mean(torch.stack([loss.detach().double(), clock]))
         if not math.isfinite(value):
-            self.fail(x, value)
+            self.fail(x, f"loss of step {self.step} is {value}")
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.density.parameters(), self.config["clip"])
+        norm = float(nn.utils.clip_grad_norm_(self.density.parameters(), self.config["clip"]))
+        if not math.isfinite(norm):
+            self.fail(x, f"norm of the gradient of step {self.step} is {norm}")
         self.optimizer.step()
         self.density.after_update()
         self.average.update_parameters(self.density)
@@ -171,15 +173,13 @@ class Training:
             self.best, self.stale = value, 0
             self.best_state = copy.deepcopy(self.average.module.state_dict())
 
-    def fail(self, x: Tensor, loss: float) -> None:
+    def fail(self, x: Tensor, what: str) -> None:
         """Saves the batch and the model that were to make a step, and raises FloatingPointError."""
         batch = torch.cat(self.processes.gather(x.cpu()))
         if self.processes.rank == 0:
             with uci_data.replacing(self.failure) as file:
                 torch.save({"step": self.step, "batch": batch, "model": self.density.state_dict()}, file)
-        raise FloatingPointError(
-            f"{self.name}: the loss of step {self.step} is {loss}; batch and model: {self.failure}"
-        )
+        raise FloatingPointError(f"{self.name}: the {what}; batch and model: {self.failure}")
 
     def save(self) -> None:
         """Writes the checkpoint."""
