@@ -176,14 +176,16 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
     figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained")
     for name, axis in zip(names, axes[0], strict=True):
-        tails = []  # the first quarter is far below what matters
+        axis.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
+        tails = []  # the first quarter, and the worst, are far below what matters
         for line in (line for line in done if line["config"]["data"] == name):
             seconds, _, values, _ = zip(*line["curve"], strict=True)
             axis.plot(seconds, values, label="{model}, seed {seed}".format(**line["config"]))
             tails += [value for value in values[len(values) // 4 :] if math.isfinite(value)]
         if tails:
-            margin = 0.05 * (max(tails) - min(tails)) or 1.0
-            axis.set_ylim(min(tails) - margin, max(tails) + margin)
+            low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
+            margin = 0.05 * (high - low) or 1.0
+            axis.set_ylim(low - margin, high + margin)
             axis.legend(fontsize=6)
         axis.set(title=name, xlabel="wall time, s", ylabel="validation log-likelihood, nats")
     figure.savefig(path, dpi=120)
@@ -217,7 +219,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--warmup", type=int, default=100, help="steps until then (default %(default)s)")
     add("--clip", type=float, default=100.0, help="largest norm of the gradient (default %(default)s)")
     add("--decay", type=float, default=0.999, help="of the Polyak average; 0 for none (default %(default)s)")
-    add("--patience", type=int, default=15, help=f"of {CHECKS} validations without progress (default %(default)s)")
+    add("--patience", type=int, default=20, help=f"of {CHECKS} validations without progress (default %(default)s)")
     add("--amp", action="store_true", help="train in mixed precision, bfloat16")
     add("--device", default="cpu", help="cpu, cuda, ... (default %(default)s)")
     add("--out", type=Path, default=Path("uci_out"), help="folder written to (default %(default)s)")

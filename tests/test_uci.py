@@ -225,6 +225,20 @@ def test_a_missing_package_is_named(uci, tmp_path, monkeypatch, name, member, pa
         load(uci, name, packed(tmp_path, {member: b""}))
 
 
+def test_files_are_replaced_whole_or_not_at_all(uci, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt), uci.uci_data.replacing(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before"
+    with uci.uci_data.replacing(path) as file:
+        file.write(b"after")
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Serves bytes, in ranges if it can; the first answer breaks off after so many."""
 
