@@ -67,6 +67,11 @@ REFERENCE = {
 }
 
 
+def finite(value: float) -> float | None:
+    """The value, or what JSON has for one that is not finite."""
+    return value if math.isfinite(value) else None
+
+
 def measured(training: Training) -> dict[str, Any]:
     """What a run is judged by."""
     density, data, processes = training.average.module, training.data, training.processes
@@ -94,8 +99,8 @@ def measured(training: Training) -> dict[str, Any]:
         "sampling_ms": sampling_ms,
         "round_trip_error": error,
     }
-    finite = {key: value if math.isfinite(value) else None for key, value in outcome.items()}
-    return finite | {"curve": training.curve}
+    curve = [[finite(value) for value in point] for point in training.curve]
+    return {key: finite(value) for key, value in outcome.items()} | {"curve": curve}
 
 
 def peak_memory(device: torch.device) -> float:
@@ -139,7 +144,7 @@ def run(
 
 
 def shown(value: float | None, form: str) -> str:
-    """A number of the table, which JSON has no sign for where it is not finite."""
+    """A number of the table, ``None`` where it is not finite."""
     return "-" if value is None else format(value, form)
 
 
@@ -179,9 +184,9 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         axis.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
         tails = []  # the first quarter, and the worst, are far below what matters
         for line in (line for line in done if line["config"]["data"] == name):
-            seconds, _, values, _ = zip(*line["curve"], strict=True)
-            axis.plot(seconds, values, label="{model}, seed {seed}".format(**line["config"]))
-            tails += [value for value in values[len(values) // 4 :] if math.isfinite(value)]
+            points = [(seconds, value) for seconds, _, value, _ in line["curve"] if value is not None]
+            axis.plot(*zip(*points, strict=True), label="{model}, seed {seed}".format(**line["config"]))
+            tails += [value for _, value in points[len(points) // 4 :]]
         if tails:
             low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
             margin = 0.05 * (high - low) or 1.0
@@ -195,7 +200,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
 def report(lines: list[dict[str, Any]], out: Path) -> None:
     """Writes the results so far."""
     with uci_data.replacing(out / "results.jsonl") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
     with uci_data.replacing(out / "table.md") as file:
         file.write(f"{table(lines)}\n".encode())
     draw(lines, out / "curves.png")

@@ -228,9 +228,14 @@ def test_a_missing_package_is_named(uci, tmp_path, monkeypatch, name, member, pa
 def test_files_are_replaced_whole_or_not_at_all(uci, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    with pytest.raises(KeyboardInterrupt), uci.uci_data.replacing(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with uci.uci_data.replacing(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"before"
     with uci.uci_data.replacing(path) as file:
         file.write(b"after")
@@ -510,6 +515,25 @@ class TestTraining:
             next(run.run(1e9))
         assert all(torch.equal(value, before[key]) for key, value in run.density.state_dict().items())
         assert run.failure.exists()
+
+    def test_what_is_not_finite_is_null_in_the_results(self, uci, table, tmp_path):
+        run, calls = training(uci, table, tmp_path), []
+
+        def overflow_at_first(flow, x):
+            calls.append(x)
+            return flow().log_prob(x) if len(calls) > 1 else x.new_full((len(x),), float("nan"))
+
+        def diverge(flow, x):
+            raise fp.NonFiniteError("overflow")
+
+        run.average.module._log_prob, run.average.module._round_trip = overflow_at_first, diverge
+        list(run.run(1e9))
+        line = {"config": run.config, "published": False, **uci.measured(run)}
+        uci.report([line], tmp_path)
+        assert lines(tmp_path) == [line]
+        assert [point[2] is None for point in line["curve"]] == [True] + 19 * [False]
+        assert line["round_trip_error"] is line["sampling_ms"] is None
+        assert "| - | - |" in (tmp_path / "table.md").read_text()
 
     @pytest.mark.parametrize("error", [fp.NonFiniteError, fp.SingularMatrixError])
     def test_validation_survives_rows_that_overflow(self, uci, table, tmp_path, error):
