@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import uci_data
 import uci_models
@@ -86,6 +87,12 @@ def polyak(average: Tensor, value: Tensor, count: Tensor, *, decay: float) -> Te
     return torch.lerp(average, value, (9 / (10 + count)).clamp(min=1 - decay).to(value.dtype))
 
 
+def seed(number: int) -> None:
+    """Seeds torch, and NumPy's global stream, of which normflows draws the lengths of its roulettes."""
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+
+
 def checkpoint_path(config: dict[str, Any], folder: Path) -> Path:
     """Where the run of these options is saved."""
     return folder / "{data}-{model}-{seed}.checkpoint.pt".format(**config)
@@ -99,7 +106,7 @@ class Training:
         self.name = "{data}-{model}-{seed}".format(**config)
         self.checkpoint, self.failure = checkpoint_path(config, folder), folder / f"{self.name}.failure.pt"
         self.generator = torch.Generator(processes.device).manual_seed(config["seed"])
-        torch.manual_seed(config["seed"])
+        seed(config["seed"])
         self.density = uci_models.make(config["model"], data.train.shape[1], config["parameters"]).to(processes.device)
         with torch.no_grad():  # transforms that start from data see the same rows in every process
             self.density(data.train[self.draw()])
@@ -110,7 +117,7 @@ class Training:
         self.parallel = DistributedDataParallel(self.density) if processes.world > 1 else self.density
         self.optimizer = torch.optim.Adam(self.density.parameters(), config["lr"])
         if processes.rank > 0:  # probes of its own
-            torch.manual_seed(config["seed"] + 2**32 * processes.rank)
+            seed(config["seed"] + 1000 * processes.rank)
         self.step, self.checks, self.stale, self.elapsed, self.saved = 0, 0, 0, 0.0, 0.0
         self.best, self.best_state, self.curve = -math.inf, None, []
 
@@ -185,7 +192,8 @@ class Training:
         """Writes the checkpoint."""
         self.saved = self.elapsed
         cuda = torch.cuda.get_rng_state() if self.processes.device.type == "cuda" else None
-        noise = self.processes.gather((torch.get_rng_state(), cuda))
+        name, keys, *rest = np.random.get_state()
+        noise = self.processes.gather((torch.get_rng_state(), cuda, [name, keys.tolist(), *rest]))
         if self.processes.rank == 0:
             objects = {key: getattr(self, key).state_dict() for key in ("density", "average", "optimizer")}
             numbers = {key: getattr(self, key) for key in NUMBERS}
@@ -209,7 +217,8 @@ class Training:
         for key in NUMBERS:
             setattr(self, key, state[key])
         self.generator.set_state(state["rows"])
-        cpu, cuda = state["noise"][self.processes.rank]
+        cpu, cuda, numpy = state["noise"][self.processes.rank]
         torch.set_rng_state(cpu)
+        np.random.set_state(numpy)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda)

@@ -454,6 +454,19 @@ class TestTraining:
         assert outcome(lines(killed)[0]) == outcome(lines(whole)[0])
         assert not checkpoint.exists()
 
+    def test_the_noise_of_normflows_goes_on_too(self, uci, table, tmp_path, monkeypatch):
+        monkeypatch.setattr(uci.uci_models, "make", lambda *_: uci.uci_models.MODELS["normflows-residual"](6, 8))
+        run = training(uci, table, tmp_path, steps=8)
+        for _, done in zip(run.run(1e9), range(1, 9), strict=False):
+            if done == 4:
+                run.save()
+        again = training(uci, table, tmp_path, steps=8)
+        again.resume()
+        list(again.run(1e9))
+        assert again.step == run.step == 8
+        state = run.density.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in again.density.state_dict().items())
+
     def test_checkpoints_of_other_options_are_refused(self, uci, table, tmp_path):
         training(uci, table, tmp_path, lr=1e-3).save()
         with pytest.raises(SystemExit):
