@@ -39,19 +39,7 @@ import flowplug as fp
 
 SAMPLES = 1000
 PACKAGES = ("torch", "nflows", "normflows", "zuko")
-OPTIONS = (
-    "seconds",
-    "steps",
-    "parameters",
-    "batch",
-    "lr",
-    "warmup",
-    "clip",
-    "decay",
-    "patience",
-    "amp",
-    "device",
-)  # of a run
+OPTIONS = "seconds steps parameters batch lr warmup clip decay patience amp device".split()  # of a run
 
 # Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
 COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
@@ -117,14 +105,12 @@ def train(config: dict[str, Any], data: uci_data.Table, processes: Processes, op
     if options.resume:
         training.resume()
     form = "{desc} {percentage:3.0f}%|{bar:20}| {postfix}"
-    with tqdm(
-        total=1.0, desc=f"{training.name:40}", bar_format=form, disable=None if processes.rank == 0 else True
-    ) as bar:
+    hidden = True if processes.rank else None  # None: where nobody looks
+    with tqdm(total=1.0, desc=f"{training.name:40}", bar_format=form, disable=hidden) as bar:
         for loss in training.run(options.checkpoint):
             bar.n = min(training.done, 1.0)
-            bar.set_postfix_str(
-                f"step {training.step}, training {-loss:.3f}, best {training.best:.3f} nats", refresh=False
-            )
+            text = f"step {training.step}, training {-loss:.3f}, best validation {training.best:.3f} nats"
+            bar.set_postfix_str(text, refresh=False)
             bar.update(0)
     return training
 
@@ -242,9 +228,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{key} must be positive; got {getattr(options, key)}")
     if options.steps < 0 or not 0 <= options.decay < 1:
         parser.error(f"--steps must not be negative, and --decay in [0, 1); got {options.steps} and {options.decay}")
-    if not options.resume and any(
-        path for form in ("results.jsonl", "*.checkpoint.pt") for path in options.out.glob(form)
-    ):
+    begun = [path for form in ("results.jsonl", "*.checkpoint.pt") for path in options.out.glob(form)]
+    if begun and not options.resume:
         parser.error(f"{options.out} holds results or checkpoints: pass --resume to go on from them, or another --out")
     return options
 
@@ -257,9 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"--batch {options.batch} must be a multiple of the {processes.world} processes")
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.jsonl"
-    lines = (
-        [json.loads(line) for line in results.read_text().splitlines()] if options.resume and results.exists() else []
-    )
+    lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     shared = {key: getattr(options, key) for key in OPTIONS} | {"processes": processes.world}
     checksum = None if options.checksum == "none" else options.checksum
     for source in options.data:
