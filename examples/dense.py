@@ -54,12 +54,13 @@ def toys(options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
         x, test = make(5000), make(5000)
         flow = flowplug_zuko.DenseFlow(2, transforms=options.layers, activation=fp.SmoothLeakyReLU(0.1))
-        optimizer = torch.optim.Adam(flow.parameters(), options.lr)
+        optimizer = torch.optim.Adam(flow.parameters(), options.dense_lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         for _ in tqdm(range(options.steps), desc=make.__name__):
             loss = -flow().log_prob(x[torch.randint(len(x), (500,))]).mean()
             optimizer.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
             optimizer.step()
             schedule.step()
         with torch.no_grad():
@@ -114,9 +115,7 @@ def models(features: int, options: argparse.Namespace) -> dict[str, Callable[[],
 
     def dense() -> nn.Module:
         activation = fp.SmoothLeakyReLU(options.slope)
-        return flowplug_zuko.DenseFlow(
-            features, transforms=options.layers, activation=activation, value=fp.Deferred(), init=fp.ScaledIdentity()
-        )
+        return flowplug_zuko.DenseFlow(features, transforms=options.layers, activation=activation, value=fp.Deferred())
 
     def real_nvp(hidden: int, *, mixing: bool) -> nn.Module:
         flow = zuko.flows.NICE(features, transforms=5, hidden_features=(hidden, hidden), randmask=True)
@@ -153,7 +152,9 @@ def density(options: argparse.Namespace) -> None:
         model = compare.Model(
             name, flow, lambda x, f=flow: f().log_prob(x), lambda n, f=flow: f().sample((n,)), round_trip
         )
-        result, _ = compare.evaluate(model, data, compare.train(model, data, options))
+        lr = options.dense_lr if name == "dense flow" else options.lr
+        settings = argparse.Namespace(seconds=options.seconds, batch=options.batch, lr=lr)
+        result, _ = compare.evaluate(model, data, compare.train(model, data, settings))
         result.test_log_likelihood -= offset
         results.append(result)
     report = compare.table(results)
@@ -172,7 +173,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="training steps, toys (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model, tables")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ..., tables (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=5e-3, help="largest learning rate (default %(default)s)")
+    parser.add_argument("--dense-lr", type=float, default=5e-2, help="largest learning rate of dense flows")
+    parser.add_argument("--lr", type=float, default=5e-3, help="that of the others (default %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="rows per step, tables (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of each model (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("dense_out"), help="folder written to (default %(default)s)")
