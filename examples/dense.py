@@ -168,19 +168,22 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help=".npz file with arrays train, val and test")
-    parser.add_argument("--layers", type=int, default=25, help="dense transforms (default %(default)s)")
+    parser.add_argument("--layers", type=int, help="dense transforms (default 25 for toys, 10 for tables)")
     parser.add_argument("--slope", type=float, default=0.3, help="of the leaky ReLU, tables (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="training steps, toys (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model, tables")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ..., tables (default %(default)s)")
-    parser.add_argument("--dense-lr", type=float, default=5e-2, help="largest learning rate of dense flows")
-    parser.add_argument("--lr", type=float, default=5e-3, help="that of the others (default %(default)s)")
+    parser.add_argument("--dense-lr", type=float, help="largest learning rate of dense flows (5e-2 toys, 2e-2 tables)")
+    parser.add_argument("--lr", type=float, default=5e-3, help="that of the other models (default %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="rows per step, tables (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of each model (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("dense_out"), help="folder written to (default %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.data is None:
+    toy = options.data is None
+    options.layers = options.layers or (25 if toy else 10)
+    options.dense_lr = options.dense_lr or (5e-2 if toy else 2e-2)
+    if toy:
         toys(options)
     else:
         density(options)
