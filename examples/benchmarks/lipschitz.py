@@ -1,0 +1,146 @@
+"""Prints how far certified Lipschitz bounds exceed the norms they bound, and what bounded weights cost.
+
+The layers are trained to enlarge their Jacobian first, until they meet their bound.
+
+    python examples/benchmarks/lipschitz.py
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+import flowplug as fp
+
+
+def stretched(layer: fp.LipschitzLinear | fp.LipschitzConv2d, x: Tensor, steps: int, lr: float) -> list[Tensor]:
+    """Trains a layer, between sines, to enlarge its outputs; the weights in use at every step."""
+    optimizer, weights = torch.optim.Adam(layer.parameters(), lr), []
+    for _ in range(steps):
+        loss = -torch.sin(layer(x * torch.randn_like(x))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        weights.append(layer.bounded_weight().detach())
+    return weights
+
+
+def operator_norm(weight: Tensor, side: int, steps: int = 500) -> float:
+    """The 2-norm of a convolution with zero padding on images of this size, by the power method in float64."""
+    weight, padding = weight.double(), weight.shape[-1] // 2
+    x = torch.randn(1, weight.shape[1], side, side, dtype=torch.float64)
+    for _ in range(steps):
+        x = x / x.norm()
+        y = functional.conv2d(x, weight, padding=padding)
+        x = functional.conv_transpose2d(y, weight, padding=padding)
+    return float(y.norm())
+
+
+def seconds(call: Callable[[], object], rounds: int) -> float:
+    """CPU time of one call, the least of several rounds."""
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def weight_and_gradient(layer: fp.LipschitzLinear | fp.LipschitzConv2d) -> Callable[[], object]:
+    """The bounded weight and the gradient through it."""
+    seed = torch.randn_like(layer.weight)
+    return lambda: torch.autograd.grad(layer.bounded_weight(), layer.parameters(), seed, allow_unused=True)
+
+
+def print_dense(widths: list[int], steps: int, rounds: int) -> None:
+    """Square layers: the certificate over the norm, and the share of a training step."""
+    print("dense layers    Gram / norm - 1   share of a training step: Gram     SVD   PowerIteration   InfNorm")
+    for width in tqdm(widths, desc="dense"):
+        layer, x = fp.LipschitzLinear(width, width, norm=fp.Gram()), torch.randn(256, width)
+        weight = stretched(layer, x, steps, 0.01)[-1].double()
+        loose = float(fp.Gram().measure(weight) / torch.linalg.matrix_norm(weight, 2)) - 1
+        shares = []
+        for norm in (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm()):
+            g = fp.LipschitzMLP(width, (width, width), norm=norm)
+            transform = fp.ResidualTransform(g, logdet=fp.Krylov())
+
+            def step(transform: nn.Module = transform, x: Tensor = x) -> None:
+                y, ladj = transform(x)
+                (y.square().sum() - ladj.sum()).backward()
+
+            bounded = sum(seconds(weight_and_gradient(layer), rounds) for layer in g.layers)
+            shares.append(bounded / seconds(step, rounds))
+        tqdm.write(f"{width:12} {loose:17.2%} {'':28}" + "".join(f"{share:8.1%}" for share in shares))
+
+
+def print_convolutions(channels: list[int], side: int, steps: int, rounds: int) -> None:
+    """3 x 3 layers: the certificate over the norm on images of one size, and the time over that of the convolution."""
+    print(f"3 x 3 layers    Gram / norm on {side} x {side} - 1   time over that of the convolution: Gram  PowerIteration")
+    for width in tqdm(channels, desc="convolutions"):
+        x = torch.randn(16, width, side, side)
+        layer = fp.LipschitzConv2d(width, width, 3)
+        weight = stretched(layer, x, steps, 0.01)[-1]
+        loose = float(fp.Gram().measure(weight.double())) / operator_norm(weight, side) - 1
+        x, ratios = torch.randn(64, width, side, side, requires_grad=True), []
+        plain = nn.Conv2d(width, width, 3, padding=1)
+        convolution = seconds(lambda plain=plain, x=x: plain(x).sum().backward(), rounds)
+        for norm in (fp.Gram(), fp.PowerIteration()):
+            layer = fp.LipschitzConv2d(width, width, 3, norm=norm)
+            ratios.append(seconds(weight_and_gradient(layer), rounds) / convolution)
+        tqdm.write(f"{width:12} {loose:27.2%} {'':28}" + "".join(f"{ratio:8.1%}" for ratio in ratios))
+
+
+def print_power_iteration(width: int, steps: int) -> None:
+    """The largest norm of a layer over an adversarial training, by tolerance."""
+    print("PowerIteration  largest norm / bound - 1")
+    for tol in tqdm((1e-2, 1e-3, 1e-4), desc="power iteration"):
+        layer = fp.LipschitzLinear(width, width, norm=fp.PowerIteration(tol=tol))
+        weights = stretched(layer, torch.randn(256, width), steps, 0.05)
+        worst = max(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights) / layer.bound - 1
+        tqdm.write(f"{tol:12} {worst:17.2%}")
+
+
+def print_orders(width: int, steps: int, count: int) -> None:
+    """Mixed norms: the certificate over the value of the power method, orders from (1.5, 2.5)."""
+    print(f"mixed norms, {width} x {width}     certificate / power method: median, largest")
+    for descending in (False, True):
+        for trained in (False, True):
+            ratios = []
+            for _ in tqdm(range(count), desc="mixed norms"):
+                p, q = sorted((1.5 + torch.rand(2)).tolist(), reverse=descending)
+                norm = fp.InducedNorm(p, q)
+                weight = torch.randn(width, width)
+                if trained:
+                    layer = fp.LipschitzLinear(width, width, norm=norm)
+                    weight = stretched(layer, torch.randn(256, width), steps, 0.01)[-1]
+                ratios.append(float(norm.measure(weight) / norm.estimate(weight)))
+            ratio = torch.tensor(ratios)
+            kind = f"{'p > q' if descending else 'p <= q'}, {'trained' if trained else 'Gaussian'}"
+            tqdm.write(f"{kind:20} {ratio.median():8.3f} {ratio.max():8.3f}")
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="*", default=[64, 128, 256, 512])
+    parser.add_argument("--channels", type=int, nargs="*", default=[8, 16, 32, 64])
+    parser.add_argument("--side", type=int, default=32, help="size of the images")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of the layers")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each timing")
+    parser.add_argument("--orders", type=int, default=20, help="matrices for mixed norms")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+    print_dense(options.widths, options.steps, options.rounds)
+    print_convolutions(options.channels, options.side, options.steps // 10, options.rounds)
+    print_power_iteration(128, options.steps)
+    print_orders(64, options.steps, options.orders)
+
+
+if __name__ == "__main__":
+    main()
