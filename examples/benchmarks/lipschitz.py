@@ -56,30 +56,37 @@ def weight_and_gradient(layer: fp.LipschitzLinear | fp.LipschitzConv2d) -> Calla
     return lambda: torch.autograd.grad(layer.bounded_weight(), layer.parameters(), seed, allow_unused=True)
 
 
+def training_step(transform: fp.ResidualTransform, x: Tensor) -> Callable[[], object]:
+    """Forward and backward of maximum likelihood."""
+
+    def step() -> None:
+        y, ladj = transform(x)
+        (y.square().sum() / 2 - ladj.sum()).backward()
+
+    return step
+
+
 def print_dense(widths: list[int], steps: int, rounds: int) -> None:
-    """Square layers: the certificate over the norm, and the share of a training step."""
+    """Square layers: the certificate over the norm; and the share of a training step of a block 43 x width x width."""
     print("dense layers    Gram / norm - 1   share of a training step: Gram     SVD   PowerIteration   InfNorm")
     for width in tqdm(widths, desc="dense"):
         layer, x = fp.LipschitzLinear(width, width, norm=fp.Gram()), torch.randn(256, width)
         weight = stretched(layer, x, steps, 0.01)[-1].double()
         loose = float(fp.Gram().measure(weight) / torch.linalg.matrix_norm(weight, 2)) - 1
-        shares = []
+        rows, shares = torch.randn(512, 43), []
         for norm in (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm()):
-            g = fp.LipschitzMLP(width, (width, width), norm=norm)
+            g = fp.LipschitzMLP(43, (width, width), norm=norm)
             transform = fp.ResidualTransform(g, logdet=fp.Krylov())
-
-            def step(transform: nn.Module = transform, x: Tensor = x) -> None:
-                y, ladj = transform(x)
-                (y.square().sum() - ladj.sum()).backward()
-
             bounded = sum(seconds(weight_and_gradient(layer), rounds) for layer in g.layers)
-            shares.append(bounded / seconds(step, rounds))
+            shares.append(bounded / seconds(training_step(transform, rows), rounds))
         tqdm.write(f"{width:12} {loose:17.2%} {'':28}" + "".join(f"{share:8.1%}" for share in shares))
 
 
 def print_convolutions(channels: list[int], side: int, steps: int, rounds: int) -> None:
-    """3 x 3 layers: the certificate over the norm on images of one size, and the time over that of the convolution."""
-    print(f"3 x 3 layers    Gram / norm on {side} x {side} - 1   time over that of the convolution: Gram  PowerIteration")
+    """3 x 3 layers: the certificate over the norm on images of one size, and the time over that of the layer."""
+    print(
+        f"3 x 3 layers    Gram / norm on {side} x {side} - 1   time over that of the convolution: Gram  PowerIteration"
+    )
     for width in tqdm(channels, desc="convolutions"):
         x = torch.randn(16, width, side, side)
         layer = fp.LipschitzConv2d(width, width, 3)
@@ -92,6 +99,16 @@ def print_convolutions(channels: list[int], side: int, steps: int, rounds: int) 
             layer = fp.LipschitzConv2d(width, width, 3, norm=norm)
             ratios.append(seconds(weight_and_gradient(layer), rounds) / convolution)
         tqdm.write(f"{width:12} {loose:27.2%} {'':28}" + "".join(f"{ratio:8.1%}" for ratio in ratios))
+
+
+def print_networks(side: int, rounds: int) -> None:
+    """The share of bounded weights in the training step of a residual block on images, 3 x 3, 1 x 1, 3 x 3."""
+    print(f"LipschitzCNN(C, (64, 64)) on 16 images of {side} x {side}    share of a training step: Gram")
+    for channels in tqdm((3, 12), desc="networks"):
+        g, x = fp.LipschitzCNN(channels, (64, 64)), torch.randn(16, channels, side, side)
+        bounded = sum(seconds(weight_and_gradient(layer), rounds) for layer in g.layers)
+        transform = fp.ResidualTransform(g, logdet=fp.Krylov())
+        tqdm.write(f"C = {channels:8} {bounded / seconds(training_step(transform, x), rounds):40.1%}")
 
 
 def print_power_iteration(width: int, steps: int) -> None:
@@ -138,6 +155,7 @@ def main() -> None:
 
     print_dense(options.widths, options.steps, options.rounds)
     print_convolutions(options.channels, options.side, options.steps // 10, options.rounds)
+    print_networks(options.side, options.rounds)
     print_power_iteration(128, options.steps)
     print_orders(64, options.steps, options.orders)
 
