@@ -243,7 +243,9 @@ class LearnedOrder(OperatorNorm):
     def chain(self, count: int) -> Sequence[OperatorNorm]:
         """The norms of ``count`` layers that follow each other, with tied orders."""
         orders = [Order(self.low, self.high) for _ in range(1 if self.shared else count)]
-        return [TiedNorm(orders[i % len(orders)], orders[(i + 1) % len(orders)]) for i in range(count)]
+        return [
+            TiedNorm(orders[i % len(orders)], orders[(i + 1) % len(orders)], own=i < len(orders)) for i in range(count)
+        ]
 
 
 class Order(nn.Module):
@@ -261,23 +263,31 @@ class Order(nn.Module):
 
 
 class TiedNorm(OperatorNorm, nn.Module):
-    """The norm of one layer between two spaces, whose orders it shares with the layers around it."""
+    """The norm of one layer between two spaces, whose orders it shares with the layers around it.
 
-    def __init__(self, start: Order, end: Order) -> None:
+    Attributes:
+        ends: The orders of inputs and outputs. Only one norm of a chain registers an order as its own, as a module
+            that is registered twice does not survive ``torch.func.functional_call``.
+    """
+
+    def __init__(self, start: Order, end: Order, *, own: bool) -> None:
         super().__init__()
-        self.start, self.end = start, end
+        self.ends = (start, end)
+        if own:
+            self.order = start
 
     def orders(self) -> tuple[Tensor, Tensor]:
         """The orders as they are now."""
-        return self.start(), self.end()
+        start, end = self.ends
+        return start(), end()
 
     def lowest(self) -> float:
         """The lower end of the order of outputs."""
-        return self.end.low
+        return self.ends[1].low
 
     def attach(self, weight: Tensor) -> OperatorNorm:
         """The norm itself."""
-        _check_kernel(weight, same=self.start is self.end)
+        _check_kernel(weight, same=self.ends[0] is self.ends[1])
         return self
 
     def measure(self, weight: Tensor) -> Tensor:
