@@ -13,6 +13,8 @@ EXACT = [fp.InfNorm(), fp.OneNorm(), fp.SVD()]
 NORMS = [
     *EXACT,
     fp.Gram(),
+    fp.Gram(iterations=1),
+    fp.Gram(iterations=3),
     fp.PowerIteration(tol=1e-6, max_iterations=5000),
     fp.InducedNorm(1.3, 1.8),
     fp.InducedNorm(3.0, 1.5),

@@ -104,7 +104,20 @@ class Gram(OperatorNorm):
     Unlike power iteration, which approaches the norm from below and lets a layer exceed its bound unnoticed, this is a
     certificate at every step. It exceeds the norm by a factor of at most ``min(shape) ** (1 / 2 ** (t + 1))``:
     1.9 % for 128 x 128 at the default. A convolution is measured at every frequency of a grid, on the smaller of its
-    two sides, and differentiated at the one where it is largest.
+    two sides, and differentiated at the one where it is largest. Differentiable once.
+
+    Certificate over the norm of w x w layers trained in a flow, and share of the bounded weights in the CPU time of a
+    training step of a block 43 x w x w x 43 with `Krylov` and 512 rows (``examples/benchmarks/lipschitz.py``):
+
+    ============== ====== ====== ====== ======
+    w              64     128    256    512
+    ============== ====== ====== ====== ======
+    certificate    1.006  1.001  1.007  1.003
+    Gram           19 %   20 %   28 %   48 %
+    SVD            25 %   28 %   38 %   57 %
+    PowerIteration 21 %   16 %   10 %   10 %
+    InfNorm        7 %    5 %    3 %    2 %
+    ============== ====== ====== ====== ======
 
     Reference: Delattre, Barthélemy, Araujo, Allauzen, "Efficient Bound of Lipschitz Constant for Convolutional Layers
     by Gram Iteration", ICML 2023.
