@@ -24,6 +24,11 @@ def compare():
     return load("compare")
 
 
+@pytest.fixture(scope="module")
+def toy2d():
+    return load("toy2d")
+
+
 @pytest.fixture
 def dense(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)  # it imports compare
@@ -108,3 +113,17 @@ class TestDense:
         assert all(0.85 < size / sizes["dense flow"] <= 1 for size in sizes.values())
         for make in makes.values():
             make()().log_prob(torch.randn(16, 20)).mean().backward()
+
+
+@pytest.mark.usefixtures("users_defaults")
+def test_toy_densities_fill_the_picture(toy2d):
+    for data in toy2d.DATA.values():
+        rows = data(2000)
+        assert rows.shape == (2000, 2)
+        assert 1.5 < float(rows.abs().max()) < toy2d.REACH
+
+
+@pytest.mark.usefixtures("users_defaults")
+def test_toy_models_have_equal_size(toy2d):
+    sizes = [sum(p.numel() for p in make(6).parameters()) for make in toy2d.MODELS.values()]
+    assert max(sizes) < 1.02 * min(sizes)
