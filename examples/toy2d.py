@@ -69,7 +69,7 @@ def residual(norm: fp.InfNorm | fp.Gram | fp.LearnedOrder, blocks: int) -> zuko.
     """Residual blocks, with a zuko base."""
     parts: list[nn.Module] = []
     for _ in range(blocks):
-        g = fp.LipschitzMLP(2, (64, 64), bound=0.99, norm=norm)
+        g = fp.LipschitzMLP(2, (256,), bound=0.99, norm=norm)
         parts += [fp.ActNorm(2), fp.ResidualTransform(g)]
     transform = flowplug_zuko.ZukoTransform(fp.ComposedTransform(*parts))
     base = zuko.lazy.UnconditionalDistribution(
@@ -78,24 +78,24 @@ def residual(norm: fp.InfNorm | fp.Gram | fp.LearnedOrder, blocks: int) -> zuko.
     return zuko.flows.Flow(transform, base)
 
 
-# A coupling network has one input and two outputs where a block has two of each: the parameters agree within 2 %.
+# A coupling network has one input and two outputs where a block has two of each: with a wider layer the parameters agree.
 MODELS: dict[str, Callable[[int], zuko.flows.Flow]] = {
     "residual, 2-norm": lambda blocks: residual(fp.Gram(), blocks),
     "residual, inf-norm": lambda blocks: residual(fp.InfNorm(), blocks),
     "residual, learned orders": lambda blocks: residual(fp.LearnedOrder(), blocks),
-    "coupling (RealNVP)": lambda blocks: zuko.flows.RealNVP(2, transforms=blocks, hidden_features=(64, 64)),
+    "coupling (RealNVP)": lambda blocks: zuko.flows.RealNVP(2, transforms=blocks, hidden_features=(320,)),
 }
 
 
 def fit(flow: zuko.flows.Flow, data: Callable[[int], Tensor], seconds: float, steps: int | None, bar: tqdm) -> None:
     """Maximum likelihood with fresh rows at every step, for the seconds or, if given, the steps."""
-    optimizer, start, step = torch.optim.Adam(flow.parameters(), 2e-3), time.perf_counter(), 0
+    optimizer, start, step = torch.optim.Adam(flow.parameters(), 5e-3), time.perf_counter(), 0
     while True:
         done = (time.perf_counter() - start) / seconds if steps is None else step / steps
         if done >= 1:
             return
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * math.cos(done * math.pi / 2)
+            group["lr"] = 5e-3 * math.cos(done * math.pi / 2)
         loss = -flow().log_prob(data(256)).mean()
         optimizer.zero_grad()
         loss.backward()
