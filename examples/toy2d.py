@@ -78,7 +78,7 @@ def residual(norm: fp.InfNorm | fp.Gram | fp.LearnedOrder, blocks: int) -> zuko.
     return zuko.flows.Flow(transform, base)
 
 
-# A coupling network has one input and two outputs where a block has two of each: with a wider layer the parameters agree.
+# A coupling network has one input and two outputs, a block two of each: with a wider layer the parameters agree.
 MODELS: dict[str, Callable[[int], zuko.flows.Flow]] = {
     "residual, 2-norm": lambda blocks: residual(fp.Gram(), blocks),
     "residual, inf-norm": lambda blocks: residual(fp.InfNorm(), blocks),
