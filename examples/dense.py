@@ -18,8 +18,8 @@ import compare
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import toy2d
 import zuko
-from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -33,12 +33,6 @@ def mixture(rows: int) -> Tensor:
     return 2 * torch.stack([angles.cos(), angles.sin()], 1) + 0.2 * torch.randn(rows, 2)
 
 
-def moons(rows: int) -> Tensor:
-    """Two half moons."""
-    points, _ = make_moons(rows, noise=0.05, random_state=int(torch.randint(2**31, ())))
-    return 2 * (torch.tensor(points, dtype=torch.float32) - torch.tensor([0.5, 0.25]))
-
-
 def sine(rows: int) -> Tensor:
     """A noisy sine."""
     x = 1.5 * torch.randn(rows)
@@ -50,7 +44,7 @@ def toys(options: argparse.Namespace) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(10, 6.8), layout="constrained")
     line = torch.linspace(-4, 4, 200)
     grid = torch.cartesian_prod(line, line)
-    for column, make in enumerate((mixture, moons, sine)):
+    for column, make in enumerate((mixture, toy2d.moons, sine)):
         torch.manual_seed(options.seed)
         x, test = make(5000), make(5000)
         flow = flowplug_zuko.DenseFlow(2, transforms=options.layers, activation=fp.SmoothLeakyReLU(0.1))

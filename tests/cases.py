@@ -125,7 +125,7 @@ CORE = {
     "Residual LipSwish": Row(lambda **k: residual(activation=fp.LipSwish, **k)),
     "Residual CLipSwish": Row(lambda **k: residual(activation=fp.CLipSwish, **k)),
     # The law takes norms of matrices of order 1, 2 and inf only: tested in test_lipschitz_training.
-    "Residual learned orders": Row(lambda **k: residual(norm=fp.LearnedOrder(), **k), exempt=("Lipschitz bound",)),
+    "Residual learned orders": Row(lambda **k: residual(norm=fp.LearnedOrder(), **k)),
     "Residual mixed norms": Row(lambda **k: residual(norm=MIXED, **k)),
     "Residual CNN": Row(cnn, event=(2, 2, 2)),
     "Residual CNN context": Row(lambda **k: cnn(context_features=2, **k), event=(2, 2, 2), context=2),

@@ -31,9 +31,10 @@ def toy2d():
 
 @pytest.fixture
 def dense(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)  # it imports compare
+    monkeypatch.syspath_prepend(EXAMPLES)  # it imports the other two
     yield load("dense")
-    sys.modules.pop("compare")
+    for name in ("compare", "toy2d"):
+        sys.modules.pop(name)
 
 
 def saved(path, **arrays):
