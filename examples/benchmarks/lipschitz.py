@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from benchmarks.tables import load_table
+from tables import load_table
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
