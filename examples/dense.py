@@ -104,8 +104,13 @@ def nearest(make: Callable[[int], nn.Module], wanted: int) -> nn.Module:
     return make(low)
 
 
-def models(features: int, options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
-    """The zuko flows to compare, the first of which sets the number of parameters."""
+def models(features: int, options: argparse.Namespace, rows: Tensor) -> dict[str, Callable[[], nn.Module]]:
+    """The zuko flows to compare, the first of which sets the number of parameters; ``rows`` to start from."""
+
+    def started(flow: nn.Module) -> nn.Module:
+        if options.whiten:
+            next(part for part in flow.modules() if isinstance(part, fp.DenseTransform)).whiten(rows)
+        return flow
 
     def dense() -> nn.Module:
         activation = fp.SmoothLeakyReLU(options.slope)
@@ -114,7 +119,8 @@ def models(features: int, options: argparse.Namespace) -> dict[str, Callable[[],
     def real_nvp(hidden: int, *, mixing: bool) -> nn.Module:
         flow = zuko.flows.NICE(features, transforms=5, hidden_features=(hidden, hidden), randmask=True)
         if mixing:
-            for i in range(5):
+            # No more matrices than half the parameters allow.
+            for i in range(min(5, max(1, wanted // (2 * features**2)))):
                 layer = flowplug_zuko.DenseTransform(features, activation=None, value=fp.Deferred())
                 flow.transform.transforms.insert(2 * i, layer)
         return flow
@@ -124,9 +130,9 @@ def models(features: int, options: argparse.Namespace) -> dict[str, Callable[[],
 
     wanted = size(dense())
     return {
-        "dense flow": dense,
+        "dense flow": lambda: started(dense()),
         "zuko: Real NVP": lambda: nearest(lambda hidden: real_nvp(hidden, mixing=False), wanted),
-        "zuko: Real NVP + dense": lambda: nearest(lambda hidden: real_nvp(hidden, mixing=True), wanted),
+        "zuko: Real NVP + dense": lambda: started(nearest(lambda hidden: real_nvp(hidden, mixing=True), wanted)),
         "zuko: MAF": lambda: nearest(maf, wanted),
     }
 
@@ -136,9 +142,10 @@ def density(options: argparse.Namespace) -> None:
     data, offset = load(options.data, options.device)
     print(f"{data.name}: {len(data.train)} training rows; {options.seconds:g} s a model on {options.device}")
     results = []
-    for name, make in models(data.train.shape[1], options).items():
+    makers = models(data.train.shape[1], options, data.train[:10_000].cpu())
+    for name in options.only or makers:
         torch.manual_seed(options.seed)
-        flow = make().to(options.device)
+        flow = makers[name]().to(options.device)
 
         def round_trip(x: Tensor, flow: nn.Module = flow) -> Tensor:
             return flow().transform.inv(flow().transform(x))
@@ -163,6 +170,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help=".npz file with arrays train, val and test")
     parser.add_argument("--layers", type=int, help="dense transforms (default 25 for toys, 10 for tables)")
+    parser.add_argument("--whiten", action="store_true", help="start the first matrix by whitening the data, tables")
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help="models to train, tables (default all)")
     parser.add_argument("--slope", type=float, default=0.3, help="of the leaky ReLU, tables (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="training steps, toys (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model, tables")

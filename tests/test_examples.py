@@ -109,7 +109,7 @@ class TestDense:
         assert offset == 0
 
     def test_models_have_as_many_parameters(self, dense):
-        makes = dense.models(20, argparse.Namespace(layers=10, slope=0.3))
+        makes = dense.models(20, argparse.Namespace(layers=10, slope=0.3, whiten=True), torch.randn(500, 20))
         sizes = {name: dense.size(make()) for name, make in makes.items()}
         assert all(0.85 < size / sizes["dense flow"] <= 1 for size in sizes.values())
         for make in makes.values():
