@@ -18,8 +18,8 @@ import compare
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import toy2d
 import zuko
-from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -33,12 +33,6 @@ def mixture(rows: int) -> Tensor:
     return 2 * torch.stack([angles.cos(), angles.sin()], 1) + 0.2 * torch.randn(rows, 2)
 
 
-def moons(rows: int) -> Tensor:
-    """Two half moons."""
-    points, _ = make_moons(rows, noise=0.05, random_state=int(torch.randint(2**31, ())))
-    return 2 * (torch.tensor(points, dtype=torch.float32) - torch.tensor([0.5, 0.25]))
-
-
 def sine(rows: int) -> Tensor:
     """A noisy sine."""
     x = 1.5 * torch.randn(rows)
@@ -50,16 +44,17 @@ def toys(options: argparse.Namespace) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(10, 6.8), layout="constrained")
     line = torch.linspace(-4, 4, 200)
     grid = torch.cartesian_prod(line, line)
-    for column, make in enumerate((mixture, moons, sine)):
+    for column, make in enumerate((mixture, toy2d.moons, sine)):
         torch.manual_seed(options.seed)
         x, test = make(5000), make(5000)
         flow = flowplug_zuko.DenseFlow(2, transforms=options.layers, activation=fp.SmoothLeakyReLU(0.1))
-        optimizer = torch.optim.Adam(flow.parameters(), options.lr)
+        optimizer = torch.optim.Adam(flow.parameters(), options.dense_lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         for _ in tqdm(range(options.steps), desc=make.__name__):
             loss = -flow().log_prob(x[torch.randint(len(x), (500,))]).mean()
             optimizer.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
             optimizer.step()
             schedule.step()
         with torch.no_grad():
@@ -109,19 +104,23 @@ def nearest(make: Callable[[int], nn.Module], wanted: int) -> nn.Module:
     return make(low)
 
 
-def models(features: int, options: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
-    """The zuko flows to compare, the first of which sets the number of parameters."""
+def models(features: int, options: argparse.Namespace, rows: Tensor) -> dict[str, Callable[[], nn.Module]]:
+    """The zuko flows to compare, the first of which sets the number of parameters; ``rows`` to start from."""
+
+    def started(flow: nn.Module) -> nn.Module:
+        if options.whiten:
+            next(part for part in flow.modules() if isinstance(part, fp.DenseTransform)).whiten(rows)
+        return flow
 
     def dense() -> nn.Module:
         activation = fp.SmoothLeakyReLU(options.slope)
-        return flowplug_zuko.DenseFlow(
-            features, transforms=options.layers, activation=activation, value=fp.Deferred(), init=fp.ScaledIdentity()
-        )
+        return flowplug_zuko.DenseFlow(features, transforms=options.layers, activation=activation, value=fp.Deferred())
 
     def real_nvp(hidden: int, *, mixing: bool) -> nn.Module:
         flow = zuko.flows.NICE(features, transforms=5, hidden_features=(hidden, hidden), randmask=True)
         if mixing:
-            for i in range(5):
+            # No more matrices than half the parameters allow.
+            for i in range(min(5, max(1, wanted // (2 * features**2)))):
                 layer = flowplug_zuko.DenseTransform(features, activation=None, value=fp.Deferred())
                 flow.transform.transforms.insert(2 * i, layer)
         return flow
@@ -131,9 +130,9 @@ def models(features: int, options: argparse.Namespace) -> dict[str, Callable[[],
 
     wanted = size(dense())
     return {
-        "dense flow": dense,
+        "dense flow": lambda: started(dense()),
         "zuko: Real NVP": lambda: nearest(lambda hidden: real_nvp(hidden, mixing=False), wanted),
-        "zuko: Real NVP + dense": lambda: nearest(lambda hidden: real_nvp(hidden, mixing=True), wanted),
+        "zuko: Real NVP + dense": lambda: started(nearest(lambda hidden: real_nvp(hidden, mixing=True), wanted)),
         "zuko: MAF": lambda: nearest(maf, wanted),
     }
 
@@ -143,9 +142,10 @@ def density(options: argparse.Namespace) -> None:
     data, offset = load(options.data, options.device)
     print(f"{data.name}: {len(data.train)} training rows; {options.seconds:g} s a model on {options.device}")
     results = []
-    for name, make in models(data.train.shape[1], options).items():
+    makers = models(data.train.shape[1], options, data.train[:10_000].cpu())
+    for name in options.only or makers:
         torch.manual_seed(options.seed)
-        flow = make().to(options.device)
+        flow = makers[name]().to(options.device)
 
         def round_trip(x: Tensor, flow: nn.Module = flow) -> Tensor:
             return flow().transform.inv(flow().transform(x))
@@ -153,7 +153,9 @@ def density(options: argparse.Namespace) -> None:
         model = compare.Model(
             name, flow, lambda x, f=flow: f().log_prob(x), lambda n, f=flow: f().sample((n,)), round_trip
         )
-        result, _ = compare.evaluate(model, data, compare.train(model, data, options))
+        lr = options.dense_lr if name == "dense flow" else options.lr
+        settings = argparse.Namespace(seconds=options.seconds, batch=options.batch, lr=lr)
+        result, _ = compare.evaluate(model, data, compare.train(model, data, settings))
         result.test_log_likelihood -= offset
         results.append(result)
     report = compare.table(results)
@@ -167,18 +169,24 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help=".npz file with arrays train, val and test")
-    parser.add_argument("--layers", type=int, default=25, help="dense transforms (default %(default)s)")
+    parser.add_argument("--layers", type=int, help="dense transforms (default 25 for toys, 10 for tables)")
+    parser.add_argument("--whiten", action="store_true", help="start the first matrix by whitening the data, tables")
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help="models to train, tables (default all)")
     parser.add_argument("--slope", type=float, default=0.3, help="of the leaky ReLU, tables (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="training steps, toys (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model, tables")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ..., tables (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=5e-3, help="largest learning rate (default %(default)s)")
+    parser.add_argument("--dense-lr", type=float, help="largest learning rate of dense flows (5e-2 toys, 2e-2 tables)")
+    parser.add_argument("--lr", type=float, default=5e-3, help="that of the other models (default %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="rows per step, tables (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of each model (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("dense_out"), help="folder written to (default %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.data is None:
+    toy = options.data is None
+    options.layers = options.layers or (25 if toy else 10)
+    options.dense_lr = options.dense_lr or (5e-2 if toy else 2e-2)
+    if toy:
         toys(options)
     else:
         density(options)

@@ -3,6 +3,7 @@
 A new transform is one line here.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,6 +75,14 @@ def sequential(**keywords):
     return fp.ResidualTransform(g, **keywords)
 
 
+def cnn(*, logdet=None, **keywords):
+    return fp.ResidualTransform(fp.LipschitzCNN(2, (4, 4), **keywords), logdet=logdet)
+
+
+def dense_net(*, logdet=None, **keywords):
+    return fp.ResidualTransform(fp.LipschitzDenseNet(hidden_features=(4, 4), **keywords), logdet=logdet)
+
+
 def composed(**keywords):
     parts = [fp.ActNorm(3), residual(), residual(context_features=2), fp.ActNorm(3)]
     return fp.ComposedTransform(*parts, **keywords)
@@ -102,6 +111,7 @@ def on(view, make, **fixed):
 
 
 ROULETTE = fp.Roulette(fp.Geometric(0.4), exact=2)
+MIXED = (fp.InducedNorm(math.inf, 2.0), fp.InducedNorm(2.0, 1.5), fp.InducedNorm(1.5, math.inf))
 RECOMPUTE = fp.Recompute(fp.Neumann())
 
 CORE = {
@@ -113,6 +123,15 @@ CORE = {
     "Residual image": Row(lambda **k: residual(event=(2, 2, 2), **k), event=(2, 2, 2)),
     "Residual Gram": Row(lambda **k: residual(norm=fp.Gram(), **k)),
     "Residual LipSwish": Row(lambda **k: residual(activation=fp.LipSwish, **k)),
+    "Residual CLipSwish": Row(lambda **k: residual(activation=fp.CLipSwish, **k)),
+    # The law takes norms of matrices of order 1, 2 and inf only: tested in test_lipschitz_training.
+    "Residual learned orders": Row(lambda **k: residual(norm=fp.LearnedOrder(), **k)),
+    "Residual mixed norms": Row(lambda **k: residual(norm=MIXED, **k)),
+    "Residual CNN": Row(cnn, event=(2, 2, 2)),
+    "Residual CNN context": Row(lambda **k: cnn(context_features=2, **k), event=(2, 2, 2), context=2),
+    "Residual DenseNet": Row(lambda **k: dense_net(features=3, **k)),
+    "Residual DenseNet context": Row(lambda **k: dense_net(features=3, context_features=2, **k), context=2),
+    "Residual DenseNet image": Row(lambda **k: dense_net(features=2, kernel_size=3, **k), event=(2, 2, 2)),
     "Residual tanh": Row(lambda **k: residual(activation=nn.Tanh, **k)),
     "Residual FixedPoint": Row(lambda **k: residual(solver=fp.FixedPoint(), **k)),
     "Residual Sequential": Row(sequential),

@@ -278,6 +278,8 @@ class TestStart:
     def test_whitening_refuses(self):
         with pytest.raises(fp.ShapeError, match="two rows or more; got bias=True and 1 rows"):
             fp.DenseTransform(3).whiten(torch.randn(1, 3))
+        with pytest.raises(fp.SingularMatrixError, match=r"pass a shrinkage above 0.001, or rows that are not all"):
+            fp.DenseTransform(3).whiten(torch.ones(9, 3))
         with pytest.raises(fp.ShapeError, match="needs a transform with bias"):
             fp.DenseTransform(3, bias=False).whiten(torch.randn(9, 3))
         with pytest.raises(fp.ShapeError, match=r"expects inputs \(\*batch, \*event\) with event \(3,\)"):

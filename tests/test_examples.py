@@ -24,11 +24,17 @@ def compare():
     return load("compare")
 
 
+@pytest.fixture(scope="module")
+def toy2d():
+    return load("toy2d")
+
+
 @pytest.fixture
 def dense(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)  # it imports compare
+    monkeypatch.syspath_prepend(EXAMPLES)  # it imports the other two
     yield load("dense")
-    sys.modules.pop("compare")
+    for name in ("compare", "toy2d"):
+        sys.modules.pop(name)
 
 
 def saved(path, **arrays):
@@ -103,8 +109,22 @@ class TestDense:
         assert offset == 0
 
     def test_models_have_as_many_parameters(self, dense):
-        makes = dense.models(20, argparse.Namespace(layers=10, slope=0.3))
+        makes = dense.models(20, argparse.Namespace(layers=10, slope=0.3, whiten=True), torch.randn(500, 20))
         sizes = {name: dense.size(make()) for name, make in makes.items()}
         assert all(0.85 < size / sizes["dense flow"] <= 1 for size in sizes.values())
         for make in makes.values():
             make()().log_prob(torch.randn(16, 20)).mean().backward()
+
+
+@pytest.mark.usefixtures("users_defaults")
+def test_toy_densities_fill_the_picture(toy2d):
+    for data in toy2d.DATA.values():
+        rows = data(2000)
+        assert rows.shape == (2000, 2)
+        assert 1.5 < float(rows.abs().max()) < toy2d.REACH
+
+
+@pytest.mark.usefixtures("users_defaults")
+def test_toy_models_have_equal_size(toy2d):
+    sizes = [sum(p.numel() for p in make(6).parameters()) for make in toy2d.MODELS.values()]
+    assert max(sizes) < 1.02 * min(sizes)

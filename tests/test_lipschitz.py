@@ -9,12 +9,13 @@ from torch import nn
 import flowplug as fp
 from cases import small_mlp
 from flowplug._branch import Branch
+from flowplug.lipschitz._activations import SWISH_SLOPE
 
 NORMS = [fp.InfNorm(), fp.Gram()]
 
 
 def true_norm(weight, norm):
-    return torch.linalg.matrix_norm(weight, norm.order)
+    return torch.linalg.matrix_norm(weight, norm.orders()[0])
 
 
 class TestNorms:
@@ -89,9 +90,7 @@ class TestActivations:
         x = torch.linspace(2.3, 2.5, 200_001, dtype=torch.float64)
         gate = torch.sigmoid(x)
         largest = float((gate * (1 + x * (1 - gate))).max())
-        from flowplug.lipschitz._activations import _SWISH_SLOPE
-
-        assert largest <= _SWISH_SLOPE <= largest * (1 + 1e-7)
+        assert largest <= SWISH_SLOPE <= largest * (1 + 1e-7)
 
     @pytest.mark.parametrize("make", [fp.LipSwish, fp.Sine, lambda: fp.Sine(3.0)])
     def test_slope_is_right_and_at_most_1(self, make, eps):
@@ -105,6 +104,55 @@ class TestActivations:
         with pytest.raises(ValueError, match="positive; got 0"):
             fp.Sine(0.0)
 
+    @pytest.mark.parametrize("order", [1.0, 1.5, 2.0, 3.0, math.inf])
+    @pytest.mark.parametrize("scaled", [1.0, 2.0, math.inf])
+    def test_concatenated_swish_has_its_exact_constant_in_every_norm(self, order, scaled):
+        activation, x = fp.CLipSwish(scaled), torch.linspace(-10, 10, 100_001).unsqueeze(1).requires_grad_()
+        slopes = [torch.autograd.grad(activation(x)[:, i].sum(), x)[0] for i in range(2)]
+        largest = float(torch.linalg.vector_norm(torch.cat(slopes, dim=1), order, dim=1).max())
+        bound = activation.lipschitz_bound_in(order)
+        assert bound.norm == order
+        assert largest * (1 - 1e-6) <= float(bound) <= largest * (1 + 1e-6)
+        assert (float(bound) <= 1 + 1e-9) == (order >= scaled)
+
+    def test_the_constants_of_concatenated_swish(self):
+        """Of the pair before scaling: what its docstring says."""
+        constants = {p: 1 / float(fp.CLipSwish(p).lipschitz_bound_in(math.inf)) for p in (1.0, 2.0)}
+        swish = float(fp.lipschitz_bound(nn.SiLU()))
+        assert [swish * constants[1.0], swish * constants[2.0], swish] == pytest.approx(
+            [1.1997, 1.1044, 1.0998], abs=5e-5
+        )
+
+    def test_concatenated_swish_adds_up(self, eps):
+        activation, x = fp.CLipSwish(math.inf), torch.randn(4, 3)
+        right, left = activation(x).chunk(2, dim=1)
+        torch.testing.assert_close((right - left) * float(fp.lipschitz_bound(nn.SiLU())), x, atol=10 * eps, rtol=0)
+        torch.testing.assert_close(activation(-x), torch.cat([left, right], dim=1), atol=10 * eps, rtol=0)
+
+    def test_a_bad_order(self):
+        with pytest.raises(fp.LipschitzError, match=r"CLipSwish\(order=...\) must be in \[1, inf\]; got 0.5"):
+            fp.CLipSwish(0.5)
+
+    @pytest.mark.parametrize("activation", [fp.GroupSort(3), fp.FullSort(), fp.MaxMin()])
+    def test_sorting_keeps_entries_and_every_norm_of_differences(self, activation):
+        x, other = torch.randn(2, 500, 6)
+        y = activation(x)
+        assert torch.equal(y.sort(dim=1).values, x.sort(dim=1).values)
+        for order in (1.0, 1.5, 2.0, math.inf):
+            before, after = (torch.linalg.vector_norm(d, order, dim=1) for d in (x - other, y - activation(other)))
+            assert bool((after <= before * 1.00001).all())
+        image = torch.randn(2, 6, 3, 3)
+        pixels = activation(image.movedim(1, -1).reshape(-1, 6)).reshape(2, 3, 3, 6).movedim(-1, 1)
+        assert torch.equal(activation(image), pixels)
+
+    def test_sorting_within_groups(self):
+        x = torch.tensor([[3.0, 1.0, 2.0, 9.0, 8.0, 7.0]])
+        assert fp.MaxMin()(x).tolist() == [[1, 3, 2, 9, 7, 8]]
+        with pytest.raises(fp.ShapeError, match=r"GroupSort\(4\) expects .* groups of 4; got \(1, 6\)"):
+            fp.GroupSort(4)(x)
+        with pytest.raises(ValueError, match="at least 1; got 0"):
+            fp.GroupSort(0)
+
 
 class TestMLP:
     @pytest.mark.parametrize("norm", NORMS)
@@ -114,7 +162,7 @@ class TestMLP:
             for parameter in g.parameters():
                 parameter.mul_(100)
         bound = fp.lipschitz_bound(g)
-        assert bound.norm == norm.order
+        assert bound.norm == norm.orders()[0]
         assert 0.88 < float(bound) <= 0.9 * 1.00001
 
     @pytest.mark.parametrize("activation", [fp.Sine, fp.LipSwish, nn.Tanh])
@@ -169,11 +217,31 @@ class TestBound:
             (nn.Sigmoid(), 0.25, None),
             (nn.ELU(alpha=2.0), 2.0, None),
             (nn.LeakyReLU(-3.0), 3.0, None),
+            (nn.PReLU(init=3.0), 3.0, None),
+            (nn.SiLU(), SWISH_SLOPE, None),
+            (nn.Softplus(beta=3.0), 1.0, None),
+            (nn.Hardtanh(), 1.0, None),
+            (nn.PixelUnshuffle(2), 1.0, None),
+            (fp.MaxMin(), 1.0, None),
+            (fp.CLipSwish(), 1.0, 2.0),
             (nn.Sequential(nn.Sigmoid(), nn.ELU(alpha=2.0)), 0.5, None),
         ],
     )
     def test_known_modules(self, module, value, norm):
         assert fp.lipschitz_bound(module) == fp.LipschitzBound(value, norm)
+
+    @pytest.mark.parametrize(
+        "module",
+        [
+            *(nn.ReLU(), nn.Hardtanh(), nn.Tanh(), nn.Softsign(), nn.Softplus(beta=4.0), nn.LogSigmoid()),
+            *(nn.Sigmoid(), nn.ELU(alpha=2.0), nn.LeakyReLU(-3.0), nn.PReLU(init=2.0), nn.SiLU()),
+        ],
+        ids=lambda module: type(module).__name__,
+    )
+    def test_bounds_of_activations_are_their_largest_slopes(self, module):
+        x = torch.linspace(-30, 30, 60_001, requires_grad=True)
+        (slope,) = torch.autograd.grad(module(x).sum(), x)
+        assert float(slope.abs().max()) == pytest.approx(float(fp.lipschitz_bound(module)), rel=1e-3)
 
     def test_plain_linear_layers_by_their_2_norm(self, eps):
         layer = nn.Linear(3, 4)

@@ -66,6 +66,11 @@ def test_an_adapter_without_its_host_says_what_to_install(host):
     [
         lambda **k: fp.LipschitzMLP(3, **k),
         lambda **k: fp.LipschitzLinear(3, 3, **k),
+        lambda **k: fp.LipschitzConv2d(3, 3, 3, **k),
+        lambda **k: fp.LipschitzCNN(3, **k),
+        lambda **k: fp.LipschitzDenseNet(3, **k),
+        fp.PowerIteration,
+        fp.LearnedOrder,
         lambda **k: fp.ResidualTransform(fp.LipschitzMLP(3), **k),
         lambda **k: fp.ActNorm(3, **k),
         fp.PowerSeries,

@@ -65,10 +65,27 @@ def train(flow: fp.Transform, rows: Tensor, steps: int, batch: int = 256, lr: fl
     spent = 0.0
     for _ in range(steps):
         start = time.process_time()
-        loss = -log_prob(flow, rows[torch.randint(len(rows), (batch,))]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(flow, rows, optimizer, batch)
         schedule.step()
         spent += time.process_time() - start
         yield spent
+
+
+def train_for(flow: fp.Transform, rows: Tensor, seconds: float, batch: int = 256, lr: float = 5e-3) -> int:
+    """Adam with a cosine schedule over so many CPU seconds; returns the number of steps."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr)
+    start, steps = time.process_time(), 0
+    while (spent := time.process_time() - start) < seconds:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 + math.cos(math.pi * spent / seconds)) / 2
+        descend(flow, rows, optimizer, batch)
+        steps += 1
+    return steps
+
+
+def descend(flow: fp.Transform, rows: Tensor, optimizer: torch.optim.Optimizer, batch: int) -> None:
+    """One step of maximum likelihood on random rows."""
+    loss = -log_prob(flow, rows[torch.randint(len(rows), (batch,))]).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

@@ -69,7 +69,7 @@ class DenseTransform(Transform):
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
         self.activation, self.gradient, self.value = activation, gradient, value
         self._log_det: tuple[Tensor, int] | None = None  # a value, and how many passes it has served
-        self._factors: tuple[Tensor, int, Tensor, Tensor] | None = None  # W, its version, and its LU decomposition
+        self._factors: tuple[Tensor, int, Tensor, Tensor, Tensor] | None = None  # W, its version, and what follows
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start with empty caches."""
@@ -88,6 +88,7 @@ class DenseTransform(Transform):
 
         Raises:
             ShapeError: The transform has no b, or fewer than two rows are given.
+            SingularMatrixError: The rows do not vary in some direction and ``shrinkage`` is 0, or in none at all.
             FlowplugError: As in `forward`.
 
         Example:
@@ -103,6 +104,11 @@ class DenseTransform(Transform):
         mean = rows.mean(0)
         variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
         scales = (variances.clamp(min=0) + shrinkage * variances.mean()).rsqrt()
+        if not scales.isfinite().all():
+            raise SingularMatrixError(
+                f"whiten cannot scale directions in which the rows do not vary: pass a shrinkage above {shrinkage}, or "
+                "rows that are not all equal"
+            )
         self.weight.copy_(directions * scales @ directions.T)
         self.bias.copy_(-self.weight @ mean)
 
@@ -119,8 +125,8 @@ class DenseTransform(Transform):
         other: Tensor | float = 0.0
         if self.activation is not None:
             y, other = self.activation.inverse(y, context)
-        factors, pivots = self._factorize()
-        require_invertible(self, _condition(self.weight.detach(), factors, pivots))
+        factors, pivots, condition = self._factorize()
+        require_invertible(self, condition)
         rows = y.reshape(-1, y.shape[-1]) - self._shift()
         if torch.is_grad_enabled():
             log_det = torch.linalg.slogdet(self.weight).logabsdet
@@ -156,12 +162,12 @@ class DenseTransform(Transform):
         return value
 
     @torch.no_grad()
-    def _factorize(self) -> tuple[Tensor, Tensor]:
-        """The LU decomposition of the present W, kept until W changes."""
+    def _factorize(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The LU decomposition of the present W and its condition number, kept until W changes."""
         weight = self.weight
         if self._factors is None or self._factors[0] is not weight or self._factors[1] != weight._version:
             factors, pivots, _ = torch.linalg.lu_factor_ex(weight.detach())
-            self._factors = (weight, weight._version, factors, pivots)
+            self._factors = (weight, weight._version, factors, pivots, _condition(weight, factors, pivots))
         return self._factors[2:]
 
     def extra_repr(self) -> str:
@@ -182,7 +188,6 @@ def require_invertible(transform: Transform, condition: Tensor) -> None:
         )
 
 
-@torch.no_grad()
 def _condition(weight: Tensor, factors: Tensor, pivots: Tensor, steps: int = 8) -> Tensor:
     """The 2-norm condition number of W, by power iterations on W and its inverse: from below, within a small factor."""
     if not factors.diagonal().abs().amin() > 0:

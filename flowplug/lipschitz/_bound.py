@@ -2,7 +2,7 @@
 
 import math
 from functools import singledispatch
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,17 @@ from flowplug._errors import LipschitzError
 
 
 class LipschitzBound(NamedTuple):
-    r"""An upper bound :math:`L` with :math:`|g(a) - g(b)|_p \le L |a - b|_p`, and the norm :math:`p` it holds in.
+    r"""An upper bound :math:`L` with :math:`|g(a) - g(b)|_q \le L |a - b|_p`, and the norms :math:`p, q` it holds in.
 
     Attributes:
         value: The bound, a scalar tensor or float.
         norm: The order :math:`p` (2.0, ``math.inf``, ...); ``None`` if it holds in every p-norm (element-wise maps).
+        codomain: The order :math:`q` where it differs; ``None`` if it is that of ``norm``.
     """
 
     value: Tensor | float
     norm: float | None = None
+    codomain: float | None = None
 
     def __float__(self) -> float:
         """The value alone, without a graph."""
@@ -27,7 +29,11 @@ class LipschitzBound(NamedTuple):
 
     def __str__(self) -> str:
         """For example ``0.97 in the inf-norm``."""
-        return f"{float(self):.6g} in {'every p-norm' if self.norm is None else f'the {self.norm:g}-norm'}"
+        if self.norm is None:
+            return f"{float(self):.6g} in every p-norm"
+        if self.codomain is None:
+            return f"{float(self):.6g} in the {self.norm:g}-norm"
+        return f"{float(self):.6g} from the {self.norm:g}-norm to the {self.codomain:g}-norm"
 
 
 @singledispatch
@@ -45,7 +51,7 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
         The `LipschitzBound`.
 
     Raises:
-        LipschitzError: No bound is known for the module, or the bounds of its parts hold in different norms.
+        LipschitzError: No bound is known for the module, or the bounds of its parts do not share norms.
 
     Example:
         >>> class Halve(nn.Module):
@@ -55,7 +61,7 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
         ... def _(module: Halve) -> LipschitzBound:
         ...     return LipschitzBound(0.5)
         >>> lipschitz_bound(Halve())
-        LipschitzBound(value=0.5, norm=None)
+        LipschitzBound(value=0.5, norm=None, codomain=None)
     """
     raise LipschitzError(
         f"no Lipschitz bound is known for {type(module).__module__}.{type(module).__qualname__}: build g from "
@@ -63,25 +69,56 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
     )
 
 
-def compose_bounds(name: str, *bounds: LipschitzBound) -> LipschitzBound:
-    """The bound of modules applied one after the other: the product, in their common norm.
+@runtime_checkable
+class NormDependent(Protocol):
+    """A module whose constant depends on the norm it is measured in."""
+
+    def lipschitz_bound_in(self, order: float) -> LipschitzBound:
+        """The bound in the p-norm of this order."""
+
+
+def bound_in(module: nn.Module, order: float | None) -> LipschitzBound:
+    """The bound of a module whose input is measured in the norm of this order, if the module has one in it."""
+    if order is not None and isinstance(module, NormDependent):
+        return module.lipschitz_bound_in(order)
+    return lipschitz_bound(module)
+
+
+def compose_bounds(name: str, *parts: LipschitzBound | nn.Module) -> LipschitzBound:
+    r"""The bound of modules applied one after the other, each from the norm in which the last one ended.
+
+    .. math:: |J|_{p_0 \to p_n} \le |J_n|_{p_{n-1} \to p_n} \cdots |J_1|_{p_0 \to p_1}
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
+    eq. (11).
 
     Raises:
-        LipschitzError: The bounds hold in different norms.
+        LipschitzError: A part starts from another norm than the one before it ends in, or has no known bound.
     """
-    norms = {bound.norm for bound in bounds} - {None}
-    if len(norms) > 1:
-        listed = ", ".join(str(bound) for bound in bounds)
-        raise LipschitzError(f"the parts of {name} are bounded in different norms ({listed}): bound all in one norm")
     value: Tensor | float = 1.0
-    for bound in bounds:
+    start: float | None = None
+    order: float | None = None
+    bounds = []
+    for part in parts:
+        bound = bound_in(part, order) if isinstance(part, nn.Module) else part
+        bounds.append(bound)
         value = value * bound.value
-    return LipschitzBound(value, norms.pop() if norms else None)
+        if bound.norm is None:
+            continue
+        if order is not None and bound.norm != order:
+            listed = ", ".join(str(bound) for bound in bounds)
+            raise LipschitzError(
+                f"the parts of {name} are bounded in different norms ({listed}): bound all in one norm, or each from "
+                "the norm in which the part before it ends"
+            )
+        start = bound.norm if start is None else start
+        order = bound.norm if bound.codomain is None else bound.codomain
+    return LipschitzBound(value, start, None if order == start else order)
 
 
 @lipschitz_bound.register
 def _(module: nn.Sequential) -> LipschitzBound:
-    return compose_bounds("nn.Sequential", *(lipschitz_bound(part) for part in module))
+    return compose_bounds("nn.Sequential", *module)
 
 
 @lipschitz_bound.register
@@ -92,9 +129,14 @@ def _(module: nn.Linear) -> LipschitzBound:
 @lipschitz_bound.register(nn.Identity)
 @lipschitz_bound.register(nn.Flatten)
 @lipschitz_bound.register(nn.Unflatten)
+@lipschitz_bound.register(nn.PixelShuffle)
+@lipschitz_bound.register(nn.PixelUnshuffle)
 @lipschitz_bound.register(nn.ReLU)
+@lipschitz_bound.register(nn.Hardtanh)
 @lipschitz_bound.register(nn.Tanh)
+@lipschitz_bound.register(nn.Softsign)
 @lipschitz_bound.register(nn.Softplus)
+@lipschitz_bound.register(nn.LogSigmoid)
 def _(module: nn.Module) -> LipschitzBound:
     return LipschitzBound(1.0)
 
@@ -114,12 +156,21 @@ def _(module: nn.LeakyReLU) -> LipschitzBound:
     return LipschitzBound(max(1.0, abs(module.negative_slope)))
 
 
+@lipschitz_bound.register
+def _(module: nn.PReLU) -> LipschitzBound:
+    return LipschitzBound(module.weight.abs().amax().clamp(min=1))
+
+
 def require_contraction(name: str, bound: LipschitzBound) -> None:
     """Refuses a residual branch that may not be a contraction.
 
     Raises:
-        LipschitzError: The bound is not below 1 (NaN included).
+        LipschitzError: The bound is not below 1 (NaN included), or g ends in another norm than it starts from.
     """
+    if bound.codomain is not None:
+        raise LipschitzError(
+            f"g = {name} has the Lipschitz bound {bound}; x + g(x) needs one that ends in the norm it starts from"
+        )
     value = float(bound)
     if not value < 1.0:
         hint = "its weights hold NaN" if math.isnan(value) else "scale its layers down or use flowplug.LipschitzMLP"

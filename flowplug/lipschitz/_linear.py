@@ -1,5 +1,8 @@
-"""Dense layers whose operator norm cannot exceed a bound."""
+"""Dense layers whose operator norm cannot exceed a bound, and what they share with convolutions."""
 
+from __future__ import annotations
+
+import abc
 import math
 
 import torch
@@ -11,18 +14,59 @@ from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound
 from flowplug.lipschitz._norms import InfNorm, OperatorNorm
 
 
-class LipschitzLinear(nn.Linear):
+class LipschitzLayer(nn.Module, abc.ABC):
+    """A linear map plus a bias, whose weight in use is bounded in a norm.
+
+    Attributes:
+        weight: The parameter, unbounded.
+        bound: The largest norm allowed.
+        norm: The norm that is bounded.
+    """
+
+    weight: Tensor
+
+    def _limit(self, bound: float, norm: OperatorNorm) -> None:
+        if not (bound > 0 and math.isfinite(bound)):
+            raise LipschitzError(f"{type(self).__name__}(bound=...) must be a positive finite number; got {bound}")
+        self.bound, self.norm = bound, norm.attach(self.weight)
+        norm.initialize_(self.weight)
+
+    def bounded_weight(self) -> Tensor:
+        """The weight in use, of the shape of ``weight``."""
+        return self.norm.project(self.weight, self.bound)
+
+    def certify(self, weight: Tensor) -> LipschitzBound:
+        """The bound of the layer with this weight in use."""
+        return self.norm.certify(weight)
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Number of outputs, of a pixel for images."""
+
+    @abc.abstractmethod
+    def affine(self, x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+        """The map of rows ``x: (B, *in)`` with this weight and a shift ``(out,)`` or, row by row, ``(B, out)``."""
+
+    def extra_repr(self) -> str:
+        """Adds the bound and its norm to torch's description."""
+        norm = "" if isinstance(self.norm, nn.Module) else f", norm={self.norm}"
+        return f"{super().extra_repr()}, bound={self.bound}{norm}"
+
+
+class LipschitzLinear(LipschitzLayer, nn.Linear):
     r"""A dense layer :math:`y = \hat W x + b` with :math:`|\hat W| \le` ``bound`` at every forward.
 
-    :math:`\hat W` is a pure function of the parameter ``weight``: no buffers, no update calls, equal in train and eval
-    mode, and compatible with ``state_dict``, deepcopy, pickle, ``torch.func.functional_call`` and DDP.
+    :math:`\hat W` is a function of the parameters: no update calls, and compatible with ``state_dict``, deepcopy,
+    pickle, ``torch.func.functional_call`` and DDP. It is equal in train and eval mode but for `PowerIteration`.
 
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether to add a bias.
         bound: The largest norm allowed, a positive number.
-        norm: The norm that is bounded, `InfNorm` (exact) or `Gram` (certified 2-norm).
+        norm: The norm that is bounded: `InfNorm`, `OneNorm` (exact), `Gram` (certified 2-norm), `SVD`,
+            `PowerIteration`, `InducedNorm` or `LearnedOrder`.
         device: Where the parameters live.
         dtype: Their dtype.
 
@@ -49,27 +93,27 @@ class LipschitzLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not (bound > 0 and math.isfinite(bound)):
-            raise LipschitzError(f"LipschitzLinear(bound=...) must be a positive finite number; got {bound}")
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self.bound, self.norm = bound, norm
-        norm.initialize_(self.weight)
+        self._limit(bound, norm)
 
-    def bounded_weight(self) -> Tensor:
-        """The weight in use, ``(out_features, in_features)``."""
-        return self.norm.project(self.weight, self.bound)
+    @property
+    def width(self) -> int:
+        """Number of outputs."""
+        return self.out_features
+
+    def affine(self, x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+        """The map of rows ``x: (*batch, in)`` with this weight and a shift ``(out,)`` or, row by row, ``(B, out)``."""
+        if shift is None or shift.dim() == 1:
+            return functional.linear(x, weight, shift)
+        return functional.linear(x, weight) + shift
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(*batch, in_features)`` to ``(*batch, out_features)``."""
         if x.shape[-1:] != (self.in_features,):
             raise ShapeError(f"LipschitzLinear expects inputs (*batch, {self.in_features}); got {tuple(x.shape)}")
-        return functional.linear(x, self.bounded_weight(), self.bias)
-
-    def extra_repr(self) -> str:
-        """Adds the bound and its norm to torch's description."""
-        return f"{super().extra_repr()}, bound={self.bound}, norm={self.norm}"
+        return self.affine(x, self.bounded_weight(), self.bias)
 
 
 @lipschitz_bound.register
-def _(module: LipschitzLinear) -> LipschitzBound:
-    return LipschitzBound(module.norm.measure(module.bounded_weight()), module.norm.order)
+def _(module: LipschitzLayer) -> LipschitzBound:
+    return module.certify(module.bounded_weight())

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowplug._branch import Branch, Linearization
-from flowplug._errors import ContextError, LipschitzError, ShapeError
+from flowplug._branch import Linearization
 from flowplug.lipschitz._activations import Activation, Sine
-from flowplug.lipschitz._bound import LipschitzBound, compose_bounds, lipschitz_bound
 from flowplug.lipschitz._linear import LipschitzLinear
+from flowplug.lipschitz._network import LipschitzNetwork, NetworkBranch, check_sizes, make_activation, norms_of
 from flowplug.lipschitz._norms import InfNorm, OperatorNorm
 
 
-class LipschitzMLP(nn.Module):
+class LipschitzMLP(LipschitzNetwork):
     r"""A multilayer perceptron ``g(x, c)`` whose Lipschitz constant in x cannot exceed ``bound`` < 1.
 
     .. math:: h_0 = x, \quad h_l = \phi_l(\hat W_l h_{l-1} + b_l + V_l c), \quad g = \hat W_n h_{n-1} + b_n + V_n c
@@ -33,12 +30,16 @@ class LipschitzMLP(nn.Module):
             beat deeper networks.
         context_features: Width of the context, 0 for none.
         bound: Upper bound on the Lipschitz constant of the whole network, in (0, 1).
-        norm: The norm the bound holds in: `InfNorm` or `Gram`.
-        activation: Makes one activation per hidden layer: `Sine`, `LipSwish`, or any module with a known
-            `lipschitz_bound` of at most 1. Exact Jacobians are fast (batched matrix products) for flowplug's own.
+        norm: The norm the bound holds in: `InfNorm`, `OneNorm`, `Gram`, `SVD`, `PowerIteration`, `LearnedOrder`; or
+            one norm per layer, each from the norm in which the one before it ends, and the last back to that of x.
+        activation: Makes one activation per hidden layer: `Sine`, `LipSwish`, `CLipSwish`, or any module with a known
+            `lipschitz_bound` of at most 1, which may change the width. Exact Jacobians are fast (batched matrix
+            products) for `Sine` and `LipSwish`.
+        zero_last: Whether the last layer starts at zero, so that ``x + g(x)`` starts as the identity.
 
     Raises:
-        LipschitzError: ``bound`` is not in (0, 1), or an activation has no known bound or one above 1.
+        LipschitzError: ``bound`` is not in (0, 1), an activation has no known bound or one above 1, or the norms of
+            the layers do not lead from one to the next and back.
         ShapeError: ``features`` or ``hidden_features`` hold a non-positive size, or an input has another shape.
         ContextError: The context is missing or has the wrong width.
 
@@ -48,6 +49,8 @@ class LipschitzMLP(nn.Module):
         torch.Size([5, 3])
     """
 
+    event_shape: tuple[int, ...]
+
     def __init__(
         self,
         features: int | Sequence[int],
@@ -55,43 +58,24 @@ class LipschitzMLP(nn.Module):
         *,
         context_features: int = 0,
         bound: float = 0.97,
-        norm: OperatorNorm = InfNorm(),  # noqa: B008 -- frozen and stateless
+        norm: OperatorNorm | Sequence[OperatorNorm] = InfNorm(),  # noqa: B008 -- frozen and stateless
         activation: Callable[[], nn.Module] = Sine,
+        zero_last: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 < bound < 1:
-            raise LipschitzError(
-                f"LipschitzMLP(bound=...) must be in (0, 1), else x + g(x) may not invert; got {bound}"
-            )
+        name = type(self).__name__
+        check_sizes(name, bound, features=features, hidden_features=hidden_features)
         self.event_shape = (features,) if isinstance(features, int) else tuple(features)
-        width = math.prod(self.event_shape)
-        widths = [width, *hidden_features, width]
-        if min(widths) < 1 or context_features < 0:
-            raise ShapeError(
-                f"LipschitzMLP needs positive sizes; got features={features}, "
-                f"hidden_features={tuple(hidden_features)}, context_features={context_features}"
-            )
-        self.context_features = context_features
-        self.norm = norm
-        layer_bound = bound ** (1 / (len(widths) - 1))
-        self.layers = nn.ModuleList(
-            LipschitzLinear(a, b, bound=layer_bound, norm=norm) for a, b in itertools.pairwise(widths)
-        )
-        self.activations = nn.ModuleList(activation() for _ in hidden_features)
-        for module in self.activations:
-            if not float(lipschitz_bound(module)) <= 1:
-                raise LipschitzError(f"{type(module).__name__} has the bound {lipschitz_bound(module)}, above 1")
-        self.embedding = nn.Linear(context_features, sum(widths[1:]), bias=False) if context_features else None
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Maps ``(*batch, *event)``, with a context ``(*batch, context_features)``, to the same shape."""
-        batch = x.shape[: x.dim() - len(self.event_shape)]
-        if x.shape[len(batch) :] != self.event_shape:
-            raise ShapeError(f"LipschitzMLP expects inputs (*batch, *{self.event_shape}); got {tuple(x.shape)}")
-        rows = math.prod(batch)
-        if context is not None:
-            context = context.expand(*batch, context.shape[-1]).reshape(rows, context.shape[-1])
-        return self.branch(context)(x.reshape(rows, *self.event_shape)).reshape(x.shape)
+        size = width = math.prod(self.event_shape)
+        norms = norms_of(name, norm, len(hidden_features) + 1)
+        bound **= 1 / len(norms)
+        layers, activations = [], []
+        for hidden, inner in zip(hidden_features, norms, strict=False):
+            layers.append(LipschitzLinear(width, hidden, bound=bound, norm=inner))
+            module, width = make_activation(activation, inner, hidden, spatial=0)
+            activations.append(module)
+        layers.append(LipschitzLinear(width, size, bound=bound, norm=norms[-1]))
+        self._finish(layers, activations, context_features, zero=zero_last)
 
     def branch(self, context: Tensor | None) -> MLPBranch:
         """The network for one pass: weights bounded and context ``(B, context_features)`` embedded once.
@@ -99,57 +83,13 @@ class LipschitzMLP(nn.Module):
         Raises:
             ContextError: The context is missing or has the wrong width.
         """
-        layers = [cast(LipschitzLinear, layer) for layer in self.layers]
-        shifts: list[Tensor] = [layer.bias for layer in layers]
-        if self.embedding is not None:
-            if context is None or context.shape[-1] != self.context_features:
-                got = "none" if context is None else f"shape {tuple(context.shape)}"
-                raise ContextError(f"LipschitzMLP needs a context of width {self.context_features}; got {got}")
-            embedded = self.embedding(context).split([layer.out_features for layer in layers], dim=-1)
-            shifts = [bias + part for bias, part in zip(shifts, embedded, strict=True)]
-        return MLPBranch(self, context, self.bounded_weights(), shifts)
-
-    def bounded_weights(self) -> list[Tensor]:
-        """The weights in use, one per layer."""
-        return [cast(LipschitzLinear, layer).bounded_weight() for layer in self.layers]
-
-    def certify(self, weights: Sequence[Tensor]) -> LipschitzBound:
-        """The Lipschitz bound of the network with these weights in use."""
-        norm = self.norm
-        parts = [LipschitzBound(norm.measure(weight), norm.order) for weight in weights]
-        return compose_bounds(type(self).__name__, *parts, *map(lipschitz_bound, self.activations))
+        return MLPBranch(self, context, self.bounded_weights(), self.shifts(context))
 
 
-class MLPBranch(Branch):
-    """A `LipschitzMLP` with its bounded weights and context shifts, ``(H,)`` or ``(B, H)``, computed once."""
+class MLPBranch(NetworkBranch):
+    """A `LipschitzMLP` for one pass, with products in closed form."""
 
-    def __init__(
-        self, g: LipschitzMLP, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]
-    ) -> None:
-        super().__init__(g, context)
-        self._network, self._weights, self._shifts = g, weights, shifts
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Evaluates the network on rows ``x: (B, *event)``."""
-        hidden = self._affine(0, x.flatten(1))
-        for i, activation in enumerate(self._network.activations, 1):
-            hidden = self._affine(i, activation(hidden))
-        return hidden.reshape(x.shape)
-
-    def _affine(self, i: int, hidden: Tensor) -> Tensor:
-        weight, shift = self._weights[i], self._shifts[i]
-        if shift.dim() == 1:
-            return functional.linear(hidden, weight, shift)
-        return functional.linear(hidden, weight) + shift
-
-    def rows(self, index: Tensor | slice) -> MLPBranch:
-        """The branch of the rows in ``index`` only."""
-        shifts = [shift if shift.dim() == 1 else shift[index] for shift in self._shifts]
-        return MLPBranch(self._network, None if self.context is None else self.context[index], self._weights, shifts)
-
-    def lipschitz_bound(self) -> LipschitzBound:
-        """The bound of the network from the weights of this pass."""
-        return self._network.certify(self._weights)
+    _network: LipschitzMLP
 
     def linearize(self, x: Tensor) -> Linearization:
         """Products as explicit chains, where activations know their slope: no graph to walk, each slope taken once."""
@@ -217,8 +157,3 @@ class Chain(Linearization):
         for slope, weight in zip(self._slopes, self._weights[1:], strict=True):
             tangent = functional.linear(slope.unsqueeze(1) * tangent, weight)
         return tangent.transpose(1, 2)
-
-
-@lipschitz_bound.register
-def _(module: LipschitzMLP) -> LipschitzBound:
-    return module.certify(module.bounded_weights())

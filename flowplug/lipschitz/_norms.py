@@ -1,54 +1,91 @@
 """Operator norms as strategies of a layer: how its weight is measured and kept within a bound."""
 
+from __future__ import annotations
+
+import abc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from flowplug.lipschitz._bound import LipschitzBound
 
-class OperatorNorm(Protocol):
-    """Measures matrices in one induced norm, from above, and shrinks those that exceed a bound.
 
-    Both methods are pure differentiable functions of the weight ``(out_features, in_features)``.
+class OperatorNorm(abc.ABC):
+    """Measures linear maps in one induced norm, from above, and shrinks those that exceed a bound.
+
+    A weight is a matrix ``(out_features, in_features)`` or the kernel ``(out_channels, in_channels, *kernel)`` of a
+    convolution of stride 1, whose bound holds for images of every size. Both methods are differentiable, and pure
+    functions of the weight unless the norm says otherwise.
     """
 
-    order: ClassVar[float]
+    @abc.abstractmethod
+    def orders(self) -> tuple[float | Tensor, float | Tensor]:
+        """The orders p and q of the norms of inputs and outputs: floats or, where trained, scalar tensors."""
 
+    @abc.abstractmethod
     def measure(self, weight: Tensor) -> Tensor:
         """An upper bound on the induced norm, a scalar tensor."""
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
         """A weight of norm at most ``bound``; the identity where the weight already fits."""
+        return weight * (bound / self.measure(weight).clamp(min=bound))
+
+    def certify(self, weight: Tensor) -> LipschitzBound:
+        """The bound of a layer with this weight in use."""
+        p, q = map(_number, self.orders())
+        return LipschitzBound(self.measure(weight), p, None if q == p else q)
+
+    def lowest(self) -> float:
+        """The smallest order that the norm of outputs can take."""
+        return _number(self.orders()[1])
 
     def initialize_(self, weight: Tensor) -> None:
-        """Fills a weight in place with random values that suit the norm."""
+        """Fills a weight in place with random values that suit the norm; here orthogonal rows or columns."""
+        nn.init.orthogonal_(weight)
+
+    def attach(self, weight: Tensor) -> OperatorNorm:
+        """What one layer uses: the norm itself, or a module that keeps what the norm remembers or learns."""
+        del weight
+        return self
+
+    def chain(self, count: int) -> Sequence[OperatorNorm]:
+        """The norms of ``count`` layers that follow each other."""
+        return [self] * count
+
+
+def _number(order: float | Tensor) -> float:
+    return float(order.detach()) if isinstance(order, Tensor) else order
 
 
 @dataclass(frozen=True)
-class InfNorm:
+class InfNorm(OperatorNorm):
     r"""The induced inf-norm, the largest absolute row sum: exact, stateless and O(size).
 
     .. math:: |W|_\infty = \max_i \sum_j |W_{ij}|, \qquad \hat W_{ij} = W_{ij} \min(1, c / \textstyle\sum_j |W_{ij}|)
 
     Rows are shrunk one by one, so a large row costs the others nothing. The default for dense layers: residual blocks
-    use more of an inf-norm bound than of a 2-norm bound, and train better.
+    use more of an inf-norm bound than of a 2-norm bound, and train better. In a convolution a row holds all weights of
+    one output channel.
 
     Example:
         >>> InfNorm().measure(torch.tensor([[1.0, -2.0], [0.5, 0.5]]))
         tensor(3.)
     """
 
-    order: ClassVar[float] = math.inf
+    def orders(self) -> tuple[float, float]:
+        """From inf to inf."""
+        return math.inf, math.inf
 
     def measure(self, weight: Tensor) -> Tensor:
         """The largest absolute row sum."""
-        return weight.abs().sum(dim=1).amax()
+        return weight.abs().flatten(1).sum(dim=1).amax()
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
         """Shrinks every row whose absolute sum exceeds ``bound`` to that sum."""
-        sums = weight.abs().sum(dim=1, keepdim=True)
+        sums = weight.abs().sum(dim=tuple(range(1, weight.dim())), keepdim=True)
         return weight * (bound / sums.clamp(min=bound))
 
     @torch.no_grad()
@@ -59,61 +96,34 @@ class InfNorm:
         the row, so that the network uses its bound from the start.
         """
         weight.normal_().pow_(3)
-        weight.div_(weight.abs().sum(dim=1, keepdim=True))
+        weight.div_(weight.abs().sum(dim=tuple(range(1, weight.dim())), keepdim=True))
 
 
 @dataclass(frozen=True)
-class Gram:
-    r"""The spectral norm, from above, by Gram iteration: a few matrix products, no state, no power iteration.
+class OneNorm(OperatorNorm):
+    r"""The induced 1-norm, the largest absolute column sum: exact, stateless and O(size).
 
-    .. math:: |W|_2 \le |G_t|_F^{1 / 2^t}, \qquad G_1 = W^T W, \quad G_{k+1} = G_k^2
+    .. math:: |W|_1 = \max_j \sum_i |W_{ij}|, \qquad \hat W_{ij} = W_{ij} \min(1, c / \textstyle\sum_i |W_{ij}|)
 
-    Unlike power iteration, which approaches the norm from below and lets a layer exceed its bound unnoticed, this is a
-    certificate at every step. It exceeds the norm by a factor of at most ``min(shape) ** (1 / 2 ** (t + 1))``:
-    0.95 % for 128 x 128 at the default.
-
-    Reference: Delattre, Barthélemy, Araujo, Allauzen, "Efficient Bound of Lipschitz Constant for Convolutional Layers
-    by Gram Iteration", ICML 2023.
-
-    Args:
-        iterations: The number :math:`t` of Gram matrices, at least 1.
-
-    Raises:
-        ValueError: ``iterations`` is below 1.
+    Columns are shrunk one by one. In a convolution a column holds all weights of one input channel.
 
     Example:
-        >>> bool(Gram().measure(torch.eye(3)) >= 1)
-        True
+        >>> OneNorm().measure(torch.tensor([[1.0, -2.0], [0.5, 0.5]]))
+        tensor(2.5000)
     """
 
-    iterations: int = 8
-    order: ClassVar[float] = 2.0
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"Gram(iterations=...) must be at least 1; got {self.iterations}")
+    def orders(self) -> tuple[float, float]:
+        """From 1 to 1."""
+        return 1.0, 1.0
 
     def measure(self, weight: Tensor) -> Tensor:
-        """The certified upper bound."""
-        tiny = torch.finfo(weight.dtype).tiny
-        # The bound does not depend on this scale, nor on those below; they keep powers from over- and underflow.
-        largest = weight.detach().abs().amax().clamp(min=tiny)
-        weight = weight / largest
-        gram = weight @ weight.T if weight.shape[0] < weight.shape[1] else weight.T @ weight
-        # G_k = exp(log_scale) * gram, with gram kept at Frobenius norm 1.
-        log_scale = weight.new_zeros(())
-        for _ in range(self.iterations - 1):
-            norm = torch.linalg.matrix_norm(gram).clamp(min=tiny)
-            gram = gram / norm
-            gram = gram @ gram
-            log_scale = 2 * (log_scale + norm.log())
-        norm = torch.linalg.matrix_norm(gram).clamp(min=tiny)
-        return largest * torch.exp((log_scale + norm.log()) / 2**self.iterations)
+        """The largest absolute column sum."""
+        return InfNorm().measure(weight.transpose(0, 1))
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
-        """Scales the whole weight down if its bound exceeds ``bound``."""
-        return weight * (bound / self.measure(weight).clamp(min=bound))
+        """Shrinks every column whose absolute sum exceeds ``bound`` to that sum."""
+        return InfNorm().project(weight.transpose(0, 1), bound).transpose(0, 1)
 
     def initialize_(self, weight: Tensor) -> None:
-        """Orthogonal rows or columns: every singular value is 1."""
-        nn.init.orthogonal_(weight)
+        """Cubes of normal variates, each column scaled to an absolute sum of 1."""
+        InfNorm().initialize_(weight.transpose(0, 1))
