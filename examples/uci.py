@@ -39,7 +39,8 @@ import flowplug as fp
 
 SAMPLES = 1000
 PACKAGES = ("torch", "nflows", "normflows", "zuko")
-OPTIONS = "seconds steps parameters batch lr warmup clip decay patience amp device".split()  # of a run
+BUDGET = ("seconds", "steps", "parameters", "batch")
+OPTIONS = (*BUDGET, "lr", "warmup", "clip", "decay", "patience", "amp", "device")  # what a run depends on
 
 # Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
 COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")

@@ -1,13 +1,13 @@
 """The flows that examples/uci.py compares: a host's own, the same with flowplug's for some of its layers, pure ones.
 
 A host flow has six layers. In a mixed flow the first of every three (of ``+residual`` or ``+dense``), or the first two
-(of ``+residual+dense``), are flowplug's. Widths are such that all flows have about as many parameters; the pure dense
-flow has no width, so its depth is.
+(of ``+residual+dense``), are flowplug's. All have about as many parameters, by their widths; the dense flow by its depth.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import nflows.distributions
 import nflows.flows
@@ -24,27 +24,29 @@ import flowplug_nflows
 import flowplug_normflows
 import flowplug_zuko
 
+Call = Callable[[nn.Module, Any], Tensor]  # of a flow with rows, or how many
+
 
 class Density(nn.Module):
     """A flow and how its host calls it; ``forward``, which DistributedDataParallel watches, is the log-likelihood."""
 
-    def __init__(
-        self,
-        flow: nn.Module,
-        *,
-        log_prob: Callable[[nn.Module, Tensor], Tensor],
-        sample: Callable[[nn.Module, int], Tensor],
-        round_trip: Callable[[nn.Module, Tensor], Tensor],
-        after_update: Callable[[nn.Module], None] = lambda flow: None,
-    ) -> None:
+    def __init__(self, flow: nn.Module, *, log_prob: Call, sample: Call, round_trip: Call) -> None:
         super().__init__()
         # Functions of the flow, not of its methods: a copy of the module must call its own.
         self.flow, self._log_prob, self._sample, self._round_trip = flow, log_prob, sample, round_trip
-        self._after_update = after_update
 
     def forward(self, x: Tensor) -> Tensor:
         """Log-likelihoods ``(rows,)`` in nats of ``x: (rows, features)``."""
         return self._log_prob(self.flow, x)
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        """Sets what starts from data ``(rows, features)``: the first dense transform to whiten it, every ActNorm."""
+        dense = [part for part in self.modules() if isinstance(part, fp.DenseTransform)]
+        if dense:  # always the first layer; normflows' lists begin with the last
+            dense[-1 if isinstance(self.flow, nf.NormalizingFlow) else 0].whiten(x)
+        self(x)
+        self.after_update()
 
     def sample(self, rows: int) -> Tensor:
         """Draws ``(rows, features)``."""
@@ -55,8 +57,8 @@ class Density(nn.Module):
         return self._round_trip(self.flow, x)
 
     def after_update(self) -> None:
-        """What the flow needs once its parameters have changed."""
-        self._after_update(self.flow)
+        """Power iterations of normflows' own Lipschitz layers, which other flows have none of."""
+        nf.utils.update_lipschitz(self.flow, 5)
 
 
 def nflows_density(features: int, layers: Sequence[nn.Module]) -> Density:
@@ -70,9 +72,7 @@ def nflows_density(features: int, layers: Sequence[nn.Module]) -> Density:
     )
 
 
-def normflows_density(
-    features: int, layers: Sequence[nn.Module], after_update: Callable[[nn.Module], None] = lambda flow: None
-) -> Density:
+def normflows_density(features: int, layers: Sequence[nn.Module]) -> Density:
     """Layers of normflows on a standard normal; it wants them from latent to data."""
     base = nf.distributions.DiagGaussian(features, trainable=False)
     return Density(
@@ -80,7 +80,6 @@ def normflows_density(
         log_prob=lambda flow, x: flow.log_prob(x),
         sample=lambda flow, rows: flow.sample(rows)[0],
         round_trip=lambda flow, x: flow.forward(flow.inverse(x)),
-        after_update=after_update,
     )
 
 
@@ -166,7 +165,7 @@ def residual_flow(features: int, hidden: int) -> Density:
 
 
 def normflows_residual(features: int, hidden: int) -> Density:
-    """Residual blocks as the documentation of normflows builds them, and power iterations after every update."""
+    """Residual blocks as the documentation of normflows builds them."""
     layers: list[nn.Module] = []
     for _ in range(8):
         net = nf.nets.LipschitzMLP([features, hidden, hidden, features], init_zeros=True, lipschitz_const=0.9)
@@ -176,13 +175,13 @@ def normflows_residual(features: int, hidden: int) -> Density:
         )  # has no gradient, which DistributedDataParallel refuses
         block.iresblock.lamb.requires_grad_(requires_grad=False)
         layers += [nf.flows.ActNorm(features), block]
-    return normflows_density(features, layers, after_update=lambda flow: nf.utils.update_lipschitz(flow, 5))
+    return normflows_density(features, layers)
 
 
 def dense_flow(features: int, parameters: int) -> Density:
     """Dense transforms alone (Gresele et al. 2020), as many as have so many parameters, but at most 32."""
     transforms = min(max(parameters // (features * (features + 1)), 2), 32)
-    flow = flowplug_zuko.DenseFlow(features, transforms=transforms, init=fp.ScaledIdentity())
+    flow = flowplug_zuko.DenseFlow(features, transforms=transforms)
     return zuko_density(features, list(flow.transform.transforms))
 
 

@@ -20,7 +20,8 @@ from torch.optim.swa_utils import AveragedModel
 import flowplug as fp
 
 CHECKS = 40  # validations in a run
-CHECK_ROWS = 10_000  # of validation, about
+CHECK_ROWS = 10_000  # at most
+START_ROWS = 2_000
 NUMBERS = ("step", "checks", "stale", "elapsed", "saved", "best", "best_state", "curve")  # of Training, in checkpoints
 
 
@@ -72,6 +73,11 @@ class Processes:
         return torch.cat(self.gather(torch.cat(values).cpu()))
 
 
+def thinned(rows: Tensor, most: int) -> Tensor:
+    """Every k-th row, so that there are at most so many: tables may be in the order of time."""
+    return rows[:: math.ceil(len(rows) / most)]
+
+
 def defined(density: nn.Module, x: Tensor) -> Tensor:
     """Log-likelihoods ``(rows,)``, NaN where a layer overflows: processes that wait for each other cannot raise."""
     try:
@@ -106,9 +112,7 @@ class Training:
         self.generator = torch.Generator(processes.device).manual_seed(config["seed"])
         seed(config["seed"])
         self.density = uci_models.make(config["model"], data.train.shape[1], config["parameters"]).to(processes.device)
-        with torch.no_grad():  # transforms that start from data see the same rows in every process
-            self.density(data.train[self.draw()])
-        self.density.after_update()
+        self.density.start(thinned(data.train, START_ROWS))  # the same in every process
         self.average = AveragedModel(
             self.density, avg_fn=lambda average, value, count: polyak(average, value, count, decay=config["decay"])
         )
@@ -169,8 +173,8 @@ class Training:
     def validate(self, loss: float) -> None:
         """Keeps the averaged parameters if they are the best so far."""
         self.checks += 1
-        rows = self.data.val[:: math.ceil(len(self.data.val) / CHECK_ROWS)]
         self.average.module.after_update()
+        rows = thinned(self.data.val, CHECK_ROWS)
         value = float(self.processes.log_likelihoods(self.average.module, rows).mean())
         self.curve.append([self.elapsed, self.step, value, -loss])
         self.stale += 1
