@@ -1,7 +1,7 @@
 """The flows that examples/uci.py compares: a host's own, the same with flowplug's for some of its layers, pure ones.
 
 A host flow has six layers. In a mixed flow the first of every three (of ``+residual`` or ``+dense``), or the first two
-(of ``+residual+dense``), are flowplug's. All have about as many parameters, by their widths; the dense flow by its depth.
+(of ``+residual+dense``), are flowplug's. All have about as many parameters, by width; the dense flow by depth.
 """
 
 from collections.abc import Callable, Sequence
