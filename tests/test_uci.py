@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import h5py
+import normflows as nf
 import numpy as np
 import pandas
 import pytest
@@ -237,6 +238,7 @@ def test_files_are_replaced_whole_or_not_at_all(uci, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
     with uci.uci_data.replacing(path) as file:
         file.write(b"after")
         assert path.read_bytes() == b"before"
@@ -359,6 +361,16 @@ class TestModels:
                 torch.testing.assert_close(other(x), before, atol=1e-3, rtol=0, msg=name)
                 assert density.sample(4).shape == (4, 5), name
                 torch.testing.assert_close(density.round_trip(x), x, atol=1e-2, rtol=0, msg=name)
+
+    def test_normflows_bounds_hold_after_an_update(self, uci):
+        density = uci.uci_models.MODELS["normflows-residual"](5, 10)
+        layers = [part for part in density.modules() if isinstance(part, nf.nets.lipschitz.InducedNormLinear)]
+        for layer in layers:
+            layer.weight.data *= 100
+        density.after_update()
+        norms = [torch.linalg.matrix_norm(layer.compute_weight(update=False).detach(), 2) for layer in layers]
+        assert len(norms) == 24
+        assert max(norms) < 1
 
     @pytest.mark.parametrize("host", ["zuko-maf", "nflows-rqs", "normflows-realnvp"])
     def test_flows_with_dense_transforms_whiten_at_first(self, uci, host):
