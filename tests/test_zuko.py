@@ -237,3 +237,15 @@ def test_weights_move_between_transforms_by_their_core():
     b.core.load_state_dict(a.core.state_dict())
     assert torch.equal(a()(x), b()(x))
     assert math.isclose(float(a.core.lipschitz), float(b.core.lipschitz))
+
+
+def test_dense_flow():
+    flow, x = flowplug_zuko.DenseFlow(3, transforms=2), torch.randn(16, 3)
+    layers = [part for part in flow.modules() if isinstance(part, fp.DenseTransform)]
+    assert [part.activation is None for part in layers] == [False, True]
+    y, ladj = flow().transform.call_and_ladj(x)
+    torch.testing.assert_close(flow().transform.inv(y), x, atol=1e-4, rtol=1e-4)
+    base = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    torch.testing.assert_close(flow().log_prob(x), base.log_prob(y).sum(1) + ladj)
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        flowplug_zuko.DenseFlow(3, transforms=0)

@@ -57,6 +57,9 @@ class DenseFlow(Flow):  # type: ignore[misc]
         value: As in `DenseTransform`.
         init: As in `DenseTransform`.
 
+    Raises:
+        ValueError: ``transforms`` is below 1.
+
     Example:
         >>> flow = DenseFlow(3, transforms=2)
         >>> flow().log_prob(torch.randn(5, 3)).shape
@@ -72,6 +75,8 @@ class DenseFlow(Flow):  # type: ignore[misc]
         value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
         init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
+        if transforms < 1:
+            raise ValueError(f"DenseFlow(transforms=...) must be at least 1; got {transforms}")
         activations = [activation] * (transforms - 1) + [None]
         layers = [DenseTransform(features, activation=a, value=value, init=init) for a in activations]
         base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)
