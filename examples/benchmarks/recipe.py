@@ -3,6 +3,18 @@
 Each recipe changes one thing of the default. Printed are the validation log-likelihood, and the share of its Lipschitz
 bound that a trained block uses: the mean norm of the Jacobian of g over the rows, divided by the bound, in its norm.
 
+Mean of seeds 0, 1, 2 after 25 CPU seconds (breast cancer: seed 0, 20 s), in nats, and use of the bound:
+
+                         UCI protein     UCI power       MiniBooNE, 4,307 rows   breast cancer, 456 rows
+    default                2.17  0.83      0.75  0.73      -16.93  0.89              5.36  0.84
+    2-norm (Gram)          1.94  0.81      0.63  0.65      -15.80  0.74             -1.03  0.81
+    dense layers between   2.92  0.70      0.85  0.73      -15.72  0.83            -22.92  0.70
+
+Dense layers gain most where rows are many, and overfit where they are few, as this script does not stop early. Seed 0
+on MiniBooNE: last layer zero -16.4, 256 wide -16.8, LipSwish -17.5, learned orders -17.7, bound 0.9 -17.9, CLipSwish
+-18.8, tanh -19.9, dense concatenation -20.1, 1-norm -22.8, two hidden layers -24.8, inf to 2 to inf -36.3, published
+-15.8 (use of the bound 0.50).
+
     python examples/benchmarks/recipe.py
     python examples/benchmarks/recipe.py --data FILE.npz --seconds 100 --only default "bound 0.9"
 """
