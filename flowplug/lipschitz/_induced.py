@@ -81,10 +81,10 @@ class InducedNorm(OperatorNorm):
     ================ ====== =======
     matrix           median largest
     ================ ====== =======
-    p <= q, Gaussian 1.23   1.31
-    p > q, Gaussian  1.09   1.27
-    p <= q, trained  1.02   1.03
-    p > q, trained   1.04   1.05
+    p <= q, Gaussian 1.24   1.36
+    p > q, Gaussian  1.07   1.13
+    p <= q, trained  1.03   1.06
+    p > q, trained   1.03   1.05
     ================ ====== =======
 
     A network of such layers has to map back to the norm it starts from; pass it one norm per layer.

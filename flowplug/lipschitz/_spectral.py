@@ -112,11 +112,11 @@ class Gram(OperatorNorm):
     ============== ====== ====== ====== ======
     w              64     128    256    512
     ============== ====== ====== ====== ======
-    certificate    1.006  1.001  1.007  1.003
-    Gram           19 %   20 %   28 %   48 %
-    SVD            25 %   28 %   38 %   57 %
-    PowerIteration 21 %   16 %   10 %   10 %
-    InfNorm        7 %    5 %    3 %    2 %
+    certificate    1.006  1.007  1.005  1.003
+    Gram           21 %   22 %   31 %   45 %
+    SVD            24 %   27 %   39 %   59 %
+    PowerIteration 28 %   17 %   11 %   9 %
+    InfNorm        11 %   6 %    3 %    2 %
     ============== ====== ====== ====== ======
 
     Reference: Delattre, Barthélemy, Araujo, Allauzen, "Efficient Bound of Lipschitz Constant for Convolutional Layers
