@@ -124,7 +124,6 @@ CORE = {
     "Residual Gram": Row(lambda **k: residual(norm=fp.Gram(), **k)),
     "Residual LipSwish": Row(lambda **k: residual(activation=fp.LipSwish, **k)),
     "Residual CLipSwish": Row(lambda **k: residual(activation=fp.CLipSwish, **k)),
-    # The law takes norms of matrices of order 1, 2 and inf only: tested in test_lipschitz_training.
     "Residual learned orders": Row(lambda **k: residual(norm=fp.LearnedOrder(), **k)),
     "Residual mixed norms": Row(lambda **k: residual(norm=MIXED, **k)),
     "Residual CNN": Row(cnn, event=(2, 2, 2)),

@@ -27,6 +27,10 @@ def loss_of(model, x, weights, slope):
     return weights @ ((y * slope).sin().sum(1) - ladj)
 
 
+def conv(**keywords):
+    return fp.CircularConv2d(2, 1, **keywords)
+
+
 def directions(depth, gradient, bias, loss=loss_of):
     model = flow(depth, gradient, bias=bias)
     torch.manual_seed(2)
@@ -128,6 +132,35 @@ class TestGradients:
         assert transform.weight.grad is None
         transform.requires_grad_(requires_grad=False)
         assert not transform(x.detach())[0].requires_grad
+
+    @pytest.mark.parametrize("gradient", [fp.Relative(), fp.TransposedRelative()])
+    @pytest.mark.parametrize(
+        ("make", "event"), [(lambda **k: fp.DenseTransform(2, activation=None, **k), (2,)), (conv, (2, 3, 3))]
+    )
+    @pytest.mark.parametrize("frozen", ["weight", "bias"])
+    def test_beside_a_frozen_part_the_other_descends(self, frozen, make, event, gradient, eps):
+        """A symmetric positive definite matrix times the ordinary gradient: it settles where that vanishes."""
+        transform, ordinary = make(gradient=gradient), make(gradient=fp.Euclidean())
+        for parameter in transform.parameters():
+            torch.nn.init.normal_(parameter)
+        ordinary.load_state_dict(transform.state_dict())
+        weight, bias = (parameter.detach() for parameter in transform.parameters())
+        x, found = torch.randn(6, *event), []
+        for part in (transform, ordinary):
+            getattr(part, frozen).requires_grad_(requires_grad=False)
+            y, ladj = part(x)
+            (y.sin().flatten(1).sum(1) - ladj).sum().backward()
+            assert getattr(part, frozen).grad is None
+            found.append(part.bias.grad if frozen == "weight" else part.weight.grad)
+        weight, shape = weight.reshape(2, 2), (2, 2) if frozen == "bias" else (2,)
+        direction, euclidean = (part.reshape(shape) for part in found)
+        if gradient == fp.TransposedRelative():
+            wanted = weight @ weight.T @ euclidean
+        elif frozen == "bias":
+            wanted = euclidean @ weight.T @ weight
+        else:
+            wanted = euclidean * (1 + bias.square().sum())
+        torch.testing.assert_close(direction, wanted, atol=1e5 * eps, rtol=1e5 * eps)
 
     def test_second_derivatives_are_refused(self):
         transform, x = fp.DenseTransform(3), torch.randn(4, 3, requires_grad=True)

@@ -29,6 +29,7 @@ def measured(matrix, norm):
     return float(fp.InducedNorm(order, order).estimate(matrix, rtol=1e-3))
 
 
+# Torch's own, about a copy it makes.
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 class TestAgainstTheOperator:
     @pytest.mark.parametrize("norm", NORMS, ids=str)

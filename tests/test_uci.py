@@ -199,6 +199,7 @@ FINE = {"miniboone/data.npy": npy(np.ones((50, 43)) * np.arange(50)[:, None])}
         ("BSDS300", {"BSDS300/BSDS300.hdf5": hdf5(train=np.ones((3, 63)))}, "BSDS300.*validation"),
     ],
 )
+# NumPy's, as some of these tables hold constant columns or no row.
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_archives_of_other_content_are_refused(uci, tmp_path, name, files, message):
     with pytest.raises(ValueError, match=message):

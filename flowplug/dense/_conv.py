@@ -205,7 +205,12 @@ class _Preconditioned(torch.autograd.Function):
                 "differentiated; call autograd without create_graph=True"
             )
         conv: CircularConv2d = ctx.conv
-        (weight, bias), (by_weight, by_bias) = ctx.saved_tensors, grads
+        weight, bias = ctx.saved_tensors
+        # The directions of kernel and bias mix the gradients of both; a frozen one has none.
+        by_weight, by_bias = (
+            grad if needed else torch.zeros_like(grad)
+            for grad, needed in zip(grads, ctx.needs_input_grad[:2], strict=True)
+        )
         spectrum, by_spectrum = conv.spectrum(weight, ctx.size), conv.spectrum(by_weight, ctx.size)
         # A shift at pixel 0 has the same coefficient at every frequency.
         column, by_column = (b.to(spectrum).expand(spectrum.shape[:-1])[..., None] for b in (bias, by_bias))

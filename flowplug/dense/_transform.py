@@ -25,7 +25,8 @@ class DenseTransform(Transform):
     The backward pass leaves the direction that ``gradient`` names in ``grad`` of W and b, for whatever loss and
     per-sample weights, and the ordinary gradient in that of x. With the default it costs vector-matrix products only,
     :math:`O(D^2)` per sample. It is linear in the batch: gradient accumulation and the average over the ranks of
-    DistributedDataParallel are those of the whole batch. Through `inverse`, gradients are the ordinary ones.
+    DistributedDataParallel are those of the whole batch. Beside a frozen W or b, the other follows its own gradient
+    alone. Through `inverse`, gradients are the ordinary ones.
 
     Reference: Gresele, Fissore, Javaloy, Schölkopf, Hyvärinen, "Relative gradient optimization of the Jacobian term in
     unsupervised deep learning", NeurIPS 2020.
@@ -233,5 +234,12 @@ class _AffineMap(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 by_x = delta @ weight
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-                by_weight, by_bias = ctx.gradient(Affine(weight, bias, x, y, delta, by_ladj.sum()))
+                by_ladj = by_ladj.sum()
+                # The directions of W and b mix the gradients of both. A frozen one has none: without x the output is
+                # b alone and W has no gradient, nor has b without b.
+                if not ctx.needs_input_grad[1]:
+                    x, y, by_ladj = torch.zeros_like(x), bias.expand_as(y), torch.zeros_like(by_ladj)
+                if not ctx.needs_input_grad[2]:
+                    y, bias = y - bias, torch.zeros_like(bias)
+                by_weight, by_bias = ctx.gradient(Affine(weight, bias, x, y, delta, by_ladj))
         return by_x, by_weight, by_bias, None, None
