@@ -152,14 +152,17 @@ def normflows_models(features: int) -> list[Callable[[], Model]]:
         block = nf.flows.AffineCouplingBlock(network, scale_map="sigmoid")
         return [nf.flows.LULinearPermute(features), block]
 
-    def residual() -> list[nn.Module]:
+    def residual(*before: fp.Transform) -> list[nn.Module]:
         net = fp.LipschitzMLP(features, (128,))
-        return [flowplug_normflows.Residual(net), flowplug_normflows.NormflowsFlow(fp.ActNorm(features))]
+        return [flowplug_normflows.Residual(net), *map(flowplug_normflows.NormflowsFlow, before)]
+
+    def linear() -> list[fp.Transform]:
+        return [fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity()), fp.Whitening(features)]
 
     def build(name: str, couplings: int, residuals: int) -> Model:
         flows: list[nn.Module] = []
         for i in range(couplings):
-            flows += residual() if i % 2 == 0 and i < 2 * residuals else []
+            flows += residual(fp.ActNorm(features)) if i % 2 == 0 and i < 2 * residuals else []
             flows += coupling()
         return wrap(name, flows)
 
@@ -172,7 +175,7 @@ def normflows_models(features: int) -> list[Callable[[], Model]]:
     return [
         lambda: build("normflows: Real NVP", 8, 0),
         lambda: build("normflows: Real NVP + residual", 6, 3),
-        lambda: wrap("normflows: pure residual", [flow for _ in range(10) for flow in residual()]),
+        lambda: wrap("normflows: pure residual", [flow for _ in range(10) for flow in residual(*linear())]),
     ]
 
 

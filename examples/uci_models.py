@@ -41,10 +41,7 @@ class Density(nn.Module):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        """Sets what starts from data ``(rows, features)``: the first dense transform to whiten it, every ActNorm."""
-        dense = [part for part in self.modules() if isinstance(part, fp.DenseTransform)]
-        if dense:  # always the first layer; normflows' lists begin with the last
-            dense[-1 if isinstance(self.flow, nf.NormalizingFlow) else 0].whiten(x)
+        """Sets what starts from data ``(rows, features)``: every Whitening and ActNorm."""
         self(x)
         self.after_update()
 
@@ -154,7 +151,8 @@ def arranged(host: Host, pattern: str, features: int, hidden: int) -> Density:
             residual = fp.ResidualTransform(fp.LipschitzMLP(features, (hidden,)))
             layers += [host.wrap(fp.ActNorm(features)), host.wrap(residual)]
         else:
-            layers.append(host.wrap(fp.DenseTransform(features, activation=None)))
+            dense = fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())
+            layers += [host.wrap(fp.Whitening(features)), host.wrap(dense)]
     return host.density(features, layers)
 
 
@@ -182,7 +180,8 @@ def dense_flow(features: int, parameters: int) -> Density:
     """Dense transforms alone (Gresele et al. 2020), as many as have so many parameters, but at most 32."""
     transforms = min(max(parameters // (features * (features + 1)), 2), 32)
     flow = flowplug_zuko.DenseFlow(features, transforms=transforms)
-    return zuko_density(features, list(flow.transform.transforms))
+    whitening = flowplug_zuko.ZukoTransform(fp.Whitening(features))
+    return zuko_density(features, [whitening, *flow.transform.transforms])
 
 
 MODELS: dict[str, Callable[[int, int], Density]] = {  # (features, hidden)

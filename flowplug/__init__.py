@@ -31,6 +31,7 @@ from flowplug.dense._init import ScaledIdentity as ScaledIdentity
 from flowplug.dense._transform import DenseTransform as DenseTransform
 from flowplug.dense._values import Deferred as Deferred
 from flowplug.dense._values import ExactValue as ExactValue
+from flowplug.dense._whitening import Whitening as Whitening
 from flowplug.lipschitz._activations import CLipSwish as CLipSwish
 from flowplug.lipschitz._activations import FullSort as FullSort
 from flowplug.lipschitz._activations import GroupSort as GroupSort
@@ -50,6 +51,7 @@ from flowplug.lipschitz._linear import LipschitzLinear as LipschitzLinear
 from flowplug.lipschitz._mlp import LipschitzMLP as LipschitzMLP
 from flowplug.lipschitz._norms import InfNorm as InfNorm
 from flowplug.lipschitz._norms import OneNorm as OneNorm
+from flowplug.lipschitz._path_norm import PathNorm as PathNorm
 from flowplug.lipschitz._power_iteration import PowerIteration as PowerIteration
 from flowplug.lipschitz._spectral import SVD as SVD
 from flowplug.lipschitz._spectral import Gram as Gram

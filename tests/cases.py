@@ -116,6 +116,7 @@ RECOMPUTE = fp.Recompute(fp.Neumann())
 
 CORE = {
     "ActNorm": Row(lambda **k: fp.ActNorm(3, **k)),
+    "Whitening": Row(lambda **k: fp.Whitening(3, **k)),
     "ActNorm image": Row(lambda **k: fp.ActNorm(2, event_dim=3, **k), event=(2, 2, 2)),
     "Residual": Row(residual),
     "Residual d=1": Row(lambda **k: residual(event=1, **k), event=(1,)),
@@ -230,13 +231,16 @@ ADAPTERS = {
         lambda **k: ZukoView(flowplug_zuko.DenseTransform(3, gradient=fp.Euclidean(), **k)),
         exempt=("gradient of the ladj",),
     ),
+    "nflows Whitening": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.Whitening(3), **k))),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),
     # normflows' layers multiply by ones of torch's default dtype: they run in no other.
     "normflows own net": Row(normflows_own_net, exempt=("shape and dtype",)),
+    "normflows Whitening": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.Whitening(3), **k))),
     "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
     "zuko": Row(zuko_residual),
     "zuko context": Row(zuko_context, context=2),
     "zuko stochastic": Row(zuko_stochastic),
+    "zuko Whitening": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.Whitening(3), **k))),
     "zuko ActNorm": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.ActNorm(3), **k))),
 }

@@ -75,4 +75,4 @@ def test_buffers_are_plain_and_of_fixed_shape():
     flow.log_prob(torch.randn(8, 3)).mean().backward()
     flow.eval().sample(4)
     assert {name: (buffer.shape, buffer.dtype) for name, buffer in flow.named_buffers()} == before
-    assert isinstance(flow._transform._transforms[0].core, fp.ActNorm)
+    assert isinstance(flow._transform._transforms[0].core, fp.Whitening)

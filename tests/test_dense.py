@@ -162,10 +162,39 @@ class TestGradients:
             wanted = euclidean * (1 + bias.square().sum())
         torch.testing.assert_close(direction, wanted, atol=1e5 * eps, rtol=1e5 * eps)
 
-    def test_second_derivatives_are_refused(self):
+    def test_inputs_are_differentiable_twice(self, eps):
+        transform, x = fp.DenseTransform(3, init=torch.nn.init.normal_), torch.randn(4, 3, requires_grad=True)
+
+        def score_loss(forward):
+            y, ladj = forward(x)
+            (score,) = torch.autograd.grad((ladj - y.square().sum(1) / 2).sum(), x, create_graph=True)
+            return torch.autograd.grad(score.square().sum(), x)
+
+        def plain(x):
+            y, ladj = transform.activation(x @ transform.weight.T + transform.bias)
+            return y, ladj + torch.linalg.slogdet(transform.weight).logabsdet
+
+        torch.testing.assert_close(score_loss(transform), score_loss(plain), atol=1e5 * eps, rtol=1e5 * eps)
+
+    @pytest.mark.parametrize("parameter", ["weight", "bias"])
+    def test_a_loss_of_the_score_does_not_train(self, parameter):
+        """Ordinary gradients of the score would be added to relative directions of the rest."""
         transform, x = fp.DenseTransform(3), torch.randn(4, 3, requires_grad=True)
-        with pytest.raises(fp.SecondDerivativeError, match="DenseTransform is differentiable once"):
-            torch.autograd.grad(transform(x)[0].sum(), x, create_graph=True)
+        y, ladj = transform(x)
+        (score,) = torch.autograd.grad((ladj - y.square().sum(1) / 2).sum(), x, create_graph=True)
+        with pytest.raises(fp.SecondDerivativeError, match="DenseTransform is differentiable once in W and b"):
+            torch.autograd.grad(score.square().sum(), getattr(transform, parameter))
+
+    @pytest.mark.parametrize("frozen", ["weight", "bias", None])
+    def test_directions_are_not_differentiable(self, frozen):
+        transform = fp.DenseTransform(3)
+        if frozen:
+            getattr(transform, frozen).requires_grad_(requires_grad=False)
+        parameters = [parameter for parameter in transform.parameters() if parameter.requires_grad]
+        directions = torch.autograd.grad(transform(torch.randn(4, 3))[0].sum(), parameters, create_graph=True)
+        for direction in directions:
+            with pytest.raises(fp.SecondDerivativeError, match="DenseTransform is differentiable once in W and b"):
+                torch.autograd.grad(direction.sum(), parameters)
 
 
 class TestValue:

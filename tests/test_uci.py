@@ -380,7 +380,7 @@ class TestModels:
         density = uci.uci_models.MODELS[f"{host}+dense"](5, 10)
         seen = []
         for part in density.modules():
-            if isinstance(part, fp.DenseTransform):
+            if isinstance(part, fp.Whitening):
                 part.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs[0])))
         density.start(x)
         assert len(seen) == 2

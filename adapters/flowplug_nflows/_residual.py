@@ -54,7 +54,8 @@ class ResidualFlow(Flow):  # type: ignore[misc]
     Args:
         features: Width of the events.
         hidden_features: Width of the hidden layers.
-        num_layers: Number of residual transforms; an `flowplug.ActNorm` stands before each and after the last.
+        num_layers: Number of residual transforms. Before each stand a `flowplug.Whitening` and a linear
+            `flowplug.DenseTransform` that starts at the identity, after the last a `flowplug.ActNorm`.
         num_blocks_per_layer: Number of hidden layers of each.
         context_features: Width of the context, or ``None``.
 
@@ -74,7 +75,9 @@ class ResidualFlow(Flow):  # type: ignore[misc]
     ) -> None:
         layers: list[Transform] = []
         for _ in range(num_layers):
-            layers.append(NflowsTransform(fp.ActNorm(features)))
+            layers.append(NflowsTransform(fp.Whitening(features)))
+            dense = fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())
+            layers.append(NflowsTransform(dense))
             layers.append(ResidualTransform(features, hidden_features, context_features, num_blocks_per_layer))
         layers.append(NflowsTransform(fp.ActNorm(features)))
         super().__init__(CompositeTransform(layers), StandardNormal([features]))

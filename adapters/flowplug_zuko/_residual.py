@@ -51,7 +51,8 @@ class ResidualFlow(Flow):  # type: ignore[misc]
     Args:
         features: Width of the events.
         context: Width of the context.
-        transforms: Number of residual transforms; an `flowplug.ActNorm` stands before each and after the last.
+        transforms: Number of residual transforms. Before each stand a `flowplug.Whitening` and a linear
+            `flowplug.DenseTransform` that starts at the identity, after the last a `flowplug.ActNorm`.
         hidden_features: Widths of the hidden layers of each.
         exact: As in `ResidualTransform`.
 
@@ -72,7 +73,9 @@ class ResidualFlow(Flow):  # type: ignore[misc]
     ) -> None:
         layers: list[LazyTransform] = []
         for _ in range(transforms):
-            layers.append(ZukoTransform(fp.ActNorm(features)))
+            layers.append(ZukoTransform(fp.Whitening(features)))
+            dense = fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())
+            layers.append(ZukoTransform(dense))
             layers.append(ResidualTransform(features, context, hidden_features, exact=exact))
         layers.append(ZukoTransform(fp.ActNorm(features)))
         base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)

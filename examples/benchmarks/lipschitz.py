@@ -71,6 +71,13 @@ def weight_and_gradient(layer: fp.LipschitzLinear | fp.LipschitzConv2d) -> Calla
     return lambda: torch.autograd.grad(layer.bounded_weight(), layer.parameters(), seed, allow_unused=True)
 
 
+def weights_and_gradients(g: fp.LipschitzMLP | fp.LipschitzCNN) -> Callable[[], object]:
+    """The same for all weights of a network, which may be bounded as a whole."""
+    leaves = [layer.weight for layer in g.layers]
+    seeds = [torch.randn_like(leaf) for leaf in leaves]
+    return lambda: torch.autograd.grad(g.bounded_weights(), leaves, seeds)
+
+
 def training_step(transform: fp.ResidualTransform, x: Tensor) -> Callable[[], object]:
     """Forward and backward of maximum likelihood."""
 
@@ -83,15 +90,15 @@ def training_step(transform: fp.ResidualTransform, x: Tensor) -> Callable[[], ob
 
 def print_dense(widths: list[int], steps: int, rounds: int) -> None:
     """Square layers: the certificate over the norm; and the share of a training step of a block 43 x width x width."""
-    print("dense layers    Gram / norm - 1   share of a training step: Gram     SVD   PowerIteration   InfNorm")
+    print("dense layers    Gram / norm - 1   share of a training step: Gram  SVD  PowerIteration  InfNorm  PathNorm")
     for width in tqdm(widths, desc="dense"):
         weight = trained(fp.Gram(), width, steps).bounded_weight().detach().double()
         loose = float(fp.Gram().measure(weight) / torch.linalg.matrix_norm(weight, 2)) - 1
         rows, shares = torch.randn(512, 43), []
-        for norm in (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm()):
+        for norm in (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm(), fp.PathNorm()):
             g = fp.LipschitzMLP(43, (width, width), norm=norm)
             transform = fp.ResidualTransform(g, logdet=fp.Krylov())
-            bounded = sum(seconds(weight_and_gradient(layer), rounds) for layer in g.layers)
+            bounded = seconds(weights_and_gradients(g), rounds)
             shares.append(bounded / seconds(training_step(transform, rows), rounds))
         tqdm.write(f"{width:12} {loose:17.2%} {'':28}" + "".join(f"{share:8.1%}" for share in shares))
 
@@ -120,7 +127,7 @@ def print_networks(side: int, rounds: int) -> None:
     print(f"LipschitzCNN(C, (64, 64)) on 16 images of {side} x {side}    share of a training step: Gram")
     for channels in tqdm((3, 12), desc="networks"):
         g, x = fp.LipschitzCNN(channels, (64, 64)), torch.randn(16, channels, side, side)
-        bounded = sum(seconds(weight_and_gradient(layer), rounds) for layer in g.layers)
+        bounded = seconds(weights_and_gradients(g), rounds)
         transform = fp.ResidualTransform(g, logdet=fp.Krylov())
         tqdm.write(f"C = {channels:8} {bounded / seconds(training_step(transform, x), rounds):40.1%}")
 

@@ -21,7 +21,7 @@ on MiniBooNE: last layer zero -16.4, 256 wide -16.8, LipSwish -17.5, learned ord
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +31,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import flowplug as fp
+from flowplug.lipschitz._activations import Activation
 
 MLP = fp.LipschitzMLP
 
 RECIPES: dict[str, Callable[[int], nn.Module]] = {
     "default": MLP,
+    "layer by layer": partial(MLP, norm=fp.InfNorm()),
     "2-norm (Gram)": partial(MLP, norm=fp.Gram()),
     "1-norm": partial(MLP, norm=fp.OneNorm()),
     "inf to 2 to inf": partial(MLP, norm=(fp.InducedNorm(math.inf, 2), fp.InducedNorm(2, math.inf))),
@@ -56,29 +58,98 @@ RECIPES: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def normalised(features: int, rows: Tensor) -> fp.Transform:
-    """The layer before each block: ActNorm."""
-    del rows
-    return fp.ActNorm(features)
+class Sandwich(fp.LipschitzMLP):
+    r"""A network of one hidden layer bounded as a whole in the 2-norm, by a direct parametrisation.
+
+    .. math:: g = \sqrt 2 \, C A^T \Psi \, \phi(\sqrt 2 \, \Psi^{-1} B x + b) + c,
+        \qquad A A^T + B B^T = I, \quad C C^T = I
+
+    times the bound, with :math:`[A, B]` and C by Cayley transforms, diagonal :math:`\Psi`, and slopes of
+    :math:`\phi` in [0, 1].
+
+    Reference: Wang, Manchester, "Direct Parameterization of Lipschitz-Bounded Deep Networks", ICML 2023, eq. (8).
+    """
+
+    def __init__(self, features: int, hidden: int = 128, *, activation: Callable[[], nn.Module]) -> None:
+        super().__init__(features, (hidden,), activation=activation)
+        for layer in self.layers:
+            del layer.weight
+        for name, columns in (("inner", features), ("outer", 0)):
+            width = hidden if name == "inner" else features
+            square, rest = torch.randn(width, width), torch.randn(columns or hidden - features, width)
+            self.register_parameter(f"{name}_square", nn.Parameter(square / hidden**0.5))
+            self.register_parameter(f"{name}_rest", nn.Parameter(rest / hidden**0.5))
+        self.log_scale = nn.Parameter(torch.zeros(hidden))
+
+    def bounded_weights(self) -> list[Tensor]:
+        """The two products around the activation."""
+        if not hasattr(self, "log_scale"):  # the base class certifies what it built
+            return super().bounded_weights()
+        a, b = orthonormal(self.inner_square, self.inner_rest)
+        last = torch.cat(orthonormal(self.outer_square, self.outer_rest)).T
+        root = (2 * self.bound) ** 0.5
+        return [root * b.T / self.log_scale.exp()[:, None], root * last @ a * self.log_scale.exp()]
+
+    def certify(self, weights: Sequence[Tensor]) -> fp.LipschitzBound:
+        """The bound of the parametrisation."""
+        if not hasattr(self, "log_scale"):
+            return super().certify(weights)
+        return fp.LipschitzBound(self.bound, 2.0)
 
 
-def whitened(features: int, rows: Tensor) -> fp.Transform:
-    """A dense layer in its place, which starts by whitening what reaches it."""
-    transform = fp.DenseTransform(features, activation=None)
-    transform.whiten(rows)
-    return transform
+def orthonormal(square: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The two blocks ``(n, n)`` and ``(m, n)`` of a matrix with orthonormal columns, by a Cayley transform."""
+    skew, eye = square - square.T + rest.T @ rest, torch.eye(len(square))
+    inverse = torch.linalg.inv(eye + skew)
+    return (eye - skew) @ inverse, -2 * rest @ inverse
 
 
-def residual_flow(
-    g: Callable[[int], nn.Module], before: Callable[[int, Tensor], fp.Transform], blocks: int, rows: Tensor
-) -> fp.ComposedTransform:
-    """Blocks with a layer before each; ``rows`` are followed through the flow."""
+class HalfSine(Activation):
+    """The mean of x and sin x, of slope between 0 and 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value."""
+        return (x + x.sin()) / 2
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """The slope."""
+        return (1 + x.cos()) / 2
+
+
+class Tanh(Activation):
+    """tanh with its slope."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value."""
+        return x.tanh()
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """The slope."""
+        return 1 - x.tanh().square()
+
+
+RECIPES["sandwich, half sine"] = partial(Sandwich, activation=HalfSine)
+RECIPES["sandwich, tanh"] = partial(Sandwich, activation=Tanh)
+
+
+def linear(features: int) -> list[fp.Transform]:
+    """What stands before each block: a dense transform that starts by whitening."""
+    return [fp.Whitening(features), fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())]
+
+
+BEFORE: dict[str, Callable[[int], list[fp.Transform]]] = {
+    "ActNorm between": lambda features: [fp.ActNorm(features)],
+    "ActNorm, dense between": lambda features: [fp.ActNorm(features), *linear(features)[1:]],
+    "whitening between": lambda features: linear(features)[:1],
+}
+
+
+def residual_flow(name: str, features: int, blocks: int) -> fp.ComposedTransform:
+    """Blocks with linear transforms before each."""
     parts: list[fp.Transform] = []
     for _ in range(blocks):
-        for make in (lambda x: before(x.shape[1], x), lambda x: fp.ResidualTransform(g(x.shape[1]))):
-            parts.append(make(rows))
-            with torch.no_grad(), fp.no_logdet():
-                rows = parts[-1](rows)[0]
+        parts += BEFORE.get(name, linear)(features)
+        parts.append(fp.ResidualTransform(RECIPES.get(name, MLP)(features)))
     return fp.ComposedTransform(*parts)
 
 
@@ -104,7 +175,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--rows", type=int, default=2000, help="validation rows (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    names = [*RECIPES, "dense layers between"]
+    names = [*RECIPES, *BEFORE]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="RECIPE", help=f"of {names}")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -115,8 +186,9 @@ def main() -> None:
     for name in tqdm(options.only, desc="recipes"):
         for seed in options.seeds:
             torch.manual_seed(seed)
-            before = whitened if name == "dense layers between" else normalised
-            flow = residual_flow(RECIPES.get(name, MLP), before, options.blocks, train[:1000])
+            flow = residual_flow(name, train.shape[1], options.blocks)
+            with torch.no_grad():
+                flow(train[torch.randint(len(train), (1000,))])  # what starts from data
             steps = train_for(flow, train, options.seconds)
             flow.eval()
             with torch.no_grad():

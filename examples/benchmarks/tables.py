@@ -35,20 +35,32 @@ def load_table(path: Path | None) -> tuple[Tensor, Tensor]:
     """Training and validation rows of an .npz file with arrays train and val, or of UCI Breast Cancer, standardised."""
     if path is None:
         rows = np.log(load_breast_cancer().data + 0.01)
-        train, val = rows[::5], np.delete(rows, np.s_[::5], axis=0)
-        train, val = val, train
-    else:
-        with np.load(path, allow_pickle=False) as file:
-            train, val = file["train"], file["val"]
+        return standardised(np.delete(rows, np.s_[::5], axis=0), rows[::5])
+    with np.load(path, allow_pickle=False) as file:
+        return standardised(file["train"], file["val"])
+
+
+def load_splits(path: Path | None) -> tuple[Tensor, Tensor, Tensor]:
+    """As `load_table`, with test rows."""
+    if path is None:
+        train, val = load_table(None)
+        return train, val[::2], val[1::2]
+    with np.load(path, allow_pickle=False) as file:
+        return standardised(file["train"], file["val"], file["test"])
+
+
+def standardised(train: np.ndarray, *others: np.ndarray) -> tuple[Tensor, ...]:
+    """Tensors, scaled by mean and standard deviation of the training rows."""
     mean, std = train.mean(0), train.std(0)
-    return tuple(torch.tensor((part - mean) / std, dtype=torch.get_default_dtype()) for part in (train, val))
+    return tuple(torch.tensor((part - mean) / std, dtype=torch.get_default_dtype()) for part in (train, *others))
 
 
 def residual_flow(features: int, blocks: int, logdet: fp.LogDet | None = None) -> fp.ComposedTransform:
-    """Residual transforms with ActNorm between, at their defaults."""
+    """Residual transforms at their defaults, linear ones that start by whitening between."""
     parts: list[fp.Transform] = []
     for _ in range(blocks):
-        parts += [fp.ActNorm(features), fp.ResidualTransform(fp.LipschitzMLP(features), logdet=logdet)]
+        parts += [fp.Whitening(features), fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())]
+        parts.append(fp.ResidualTransform(fp.LipschitzMLP(features), logdet=logdet))
     return fp.ComposedTransform(*parts)
 
 

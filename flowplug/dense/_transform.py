@@ -42,7 +42,7 @@ class DenseTransform(Transform):
     Raises:
         ShapeError: ``features`` is below 1, or an input has another width.
         SingularMatrixError: W is singular to working precision.
-        SecondDerivativeError: In the backward pass of `forward`, if a graph of it is asked for.
+        SecondDerivativeError: A derivative is differentiated by W or b, as in score matching; by x it may be.
 
     Example:
         >>> flow = ComposedTransform(DenseTransform(2), DenseTransform(2, activation=None))
@@ -221,25 +221,46 @@ class _AffineMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        if torch.is_grad_enabled():
-            raise SecondDerivativeError(
-                "DenseTransform is differentiable once: its relative gradient is no gradient that could be "
-                "differentiated; call autograd without create_graph=True"
-            )
         weight, bias, x, y = ctx.saved_tensors
         delta, by_ladj = grads
         by_x = by_weight = by_bias = None
+        trained = [part for part, need in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True) if need]
         kind, dtype, enabled = ctx.autocast
         with torch.autocast(kind, dtype=dtype, enabled=enabled):
             if ctx.needs_input_grad[0]:
-                by_x = delta @ weight
+                by_x = delta @ _once(weight, *trained)
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-                by_ladj = by_ladj.sum()
-                # The directions of W and b mix the gradients of both. A frozen one has none: without x the output is
-                # b alone and W has no gradient, nor has b without b.
-                if not ctx.needs_input_grad[1]:
-                    x, y, by_ladj = torch.zeros_like(x), bias.expand_as(y), torch.zeros_like(by_ladj)
-                if not ctx.needs_input_grad[2]:
-                    y, bias = y - bias, torch.zeros_like(bias)
-                by_weight, by_bias = ctx.gradient(Affine(weight, bias, x, y, delta, by_ladj))
+                with torch.no_grad():
+                    by_ladj = by_ladj.sum()
+                    # The directions of W and b mix the gradients of both. A frozen one has none: without x the output
+                    # is b alone and W has no gradient, nor has b without b.
+                    if not ctx.needs_input_grad[1]:
+                        x, y, by_ladj = torch.zeros_like(x), bias.expand_as(y), torch.zeros_like(by_ladj)
+                    if not ctx.needs_input_grad[2]:
+                        y, bias = y - bias, torch.zeros_like(bias)
+                    by_weight, by_bias = ctx.gradient(Affine(weight, bias, x, y, delta, by_ladj))
+                by_weight, by_bias = _once(by_weight, *trained), _once(by_bias, *trained)
         return by_x, by_weight, by_bias, None, None
+
+
+def _once(value: Tensor, *trained: Tensor) -> Tensor:
+    """The value; where a graph is built, one that refuses to be differentiated by what is trained."""
+    if not (torch.is_grad_enabled() and trained):
+        return value
+    once: Tensor = _Once.apply(value, *trained)  # type: ignore[no-untyped-call]
+    return once
+
+
+class _Once(torch.autograd.Function):
+    """Stands where autograd would add ordinary gradients to relative directions, or take those for constants."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *trained: Tensor) -> Tensor:  # noqa: ANN401
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:  # noqa: ANN401
+        raise SecondDerivativeError(
+            "DenseTransform is differentiable once in W and b: the relative gradient is no gradient that could be "
+            "differentiated; differentiate twice by inputs only, or call autograd without create_graph=True"
+        )

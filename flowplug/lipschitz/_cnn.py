@@ -28,7 +28,8 @@ class LipschitzCNN(LipschitzNetwork):
         kernel_sizes: Sizes of the n kernels. ``None``: 3 for the first and the last layer, 1 between, as published.
         context_features: Width of the context, 0 for none.
         bound: Upper bound on the Lipschitz constant of the whole network, in (0, 1).
-        norm: The norm the bound holds in, that of all pixels of all channels: any of `LipschitzConv2d`.
+        norm: The norm the bound holds in, that of all pixels of all channels: any of `LipschitzConv2d`, or
+            `PathNorm` for the network as a whole.
         activation: Makes one activation per hidden layer, as in `LipschitzMLP`.
         padding_mode: ``"zeros"`` or ``"circular"``.
         zero_last: Whether the last layer starts at zero, so that ``x + g(x)`` starts as the identity.
@@ -69,11 +70,11 @@ class LipschitzCNN(LipschitzNetwork):
             raise ShapeError(f"{name} has {count} layers and needs as many kernel_sizes; got {len(kernels)}")
         self.event_shape = (channels, None, None)
         norms = norms_of(name, norm, count)
-        bound **= 1 / count
+        share = bound ** (1 / count)
         layers, activations, width = [], [], channels
         for hidden, kernel, inner in zip([*hidden_channels, channels], kernels, norms, strict=True):
-            layers.append(LipschitzConv2d(width, hidden, kernel, bound=bound, norm=inner, padding_mode=padding_mode))
+            layers.append(LipschitzConv2d(width, hidden, kernel, bound=share, norm=inner, padding_mode=padding_mode))
             if len(layers) < count:
                 module, width = make_activation(activation, inner, hidden, spatial=2)
                 activations.append(module)
-        self._finish(layers, activations, context_features, zero=zero_last)
+        self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)

@@ -16,6 +16,7 @@ from flowplug.lipschitz._conv import LipschitzConv2d
 from flowplug.lipschitz._linear import LipschitzLayer, LipschitzLinear
 from flowplug.lipschitz._network import Affine, LipschitzNetwork, check_sizes, make_activation, norms_of
 from flowplug.lipschitz._norms import OperatorNorm
+from flowplug.lipschitz._path_norm import PathNorm
 from flowplug.lipschitz._spectral import Gram
 
 
@@ -68,6 +69,8 @@ class LipschitzDenseNet(LipschitzNetwork):
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        if isinstance(norm, PathNorm):
+            raise LipschitzError(f"{name} bounds each layer on its own, which {norm} does not: use InfNorm() instead")
         sizes = {} if kernel_size is None else {"kernel_size": kernel_size}
         check_sizes(name, bound, features=features, hidden_features=hidden_features, **sizes)
         event = (features,) if isinstance(features, int) else tuple(features)
@@ -88,7 +91,7 @@ class LipschitzDenseNet(LipschitzNetwork):
             width += added
         layers.append(layer(size, 1, bound, norms[-1]))
         self.raw_mix = nn.Parameter(torch.zeros(len(hidden_features), 2))
-        self._finish(layers, activations, context_features, zero=zero_last)
+        self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)
 
     def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
         """The concatenations, then the last layer."""

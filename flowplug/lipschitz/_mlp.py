@@ -13,7 +13,8 @@ from flowplug._branch import Linearization
 from flowplug.lipschitz._activations import Activation, Sine
 from flowplug.lipschitz._linear import LipschitzLinear
 from flowplug.lipschitz._network import LipschitzNetwork, NetworkBranch, check_sizes, make_activation, norms_of
-from flowplug.lipschitz._norms import InfNorm, OperatorNorm
+from flowplug.lipschitz._norms import OperatorNorm
+from flowplug.lipschitz._path_norm import PathNorm
 
 
 class LipschitzMLP(LipschitzNetwork):
@@ -21,8 +22,9 @@ class LipschitzMLP(LipschitzNetwork):
 
     .. math:: h_0 = x, \quad h_l = \phi_l(\hat W_l h_{l-1} + b_l + V_l c), \quad g = \hat W_n h_{n-1} + b_n + V_n c
 
-    with :math:`|\hat W_l| \le` ``bound ** (1 / n)`` and 1-Lipschitz :math:`\phi_l`. The :math:`V_l` are unconstrained:
-    only the dependence on x must be a contraction.
+    with 1-Lipschitz :math:`\phi_l`, and weights bounded as a whole (`PathNorm`) or layer by layer, then with
+    :math:`|\hat W_l| \le` ``bound ** (1 / n)``. The :math:`V_l` are unconstrained: only the dependence on x must be a
+    contraction.
 
     Args:
         features: Width of the events, or their shape (e.g. ``(3, 8, 8)``), which is flattened inside.
@@ -30,8 +32,9 @@ class LipschitzMLP(LipschitzNetwork):
             beat deeper networks.
         context_features: Width of the context, 0 for none.
         bound: Upper bound on the Lipschitz constant of the whole network, in (0, 1).
-        norm: The norm the bound holds in: `InfNorm`, `OneNorm`, `Gram`, `SVD`, `PowerIteration`, `LearnedOrder`; or
-            one norm per layer, each from the norm in which the one before it ends, and the last back to that of x.
+        norm: The norm the bound holds in: `PathNorm` for the network as a whole; `InfNorm`, `OneNorm`, `Gram`, `SVD`,
+            `PowerIteration` or `LearnedOrder` for each layer; or one norm per layer, each from the norm in which the
+            one before it ends, and the last back to that of x.
         activation: Makes one activation per hidden layer: `Sine`, `LipSwish`, `CLipSwish`, or any module with a known
             `lipschitz_bound` of at most 1, which may change the width. Exact Jacobians are fast (batched matrix
             products) for `Sine` and `LipSwish`.
@@ -58,7 +61,7 @@ class LipschitzMLP(LipschitzNetwork):
         *,
         context_features: int = 0,
         bound: float = 0.97,
-        norm: OperatorNorm | Sequence[OperatorNorm] = InfNorm(),  # noqa: B008 -- frozen and stateless
+        norm: OperatorNorm | Sequence[OperatorNorm] = PathNorm(),  # noqa: B008 -- frozen and stateless
         activation: Callable[[], nn.Module] = Sine,
         zero_last: bool = False,
     ) -> None:
@@ -68,14 +71,14 @@ class LipschitzMLP(LipschitzNetwork):
         self.event_shape = (features,) if isinstance(features, int) else tuple(features)
         size = width = math.prod(self.event_shape)
         norms = norms_of(name, norm, len(hidden_features) + 1)
-        bound **= 1 / len(norms)
+        share = bound ** (1 / len(norms))
         layers, activations = [], []
         for hidden, inner in zip(hidden_features, norms, strict=False):
-            layers.append(LipschitzLinear(width, hidden, bound=bound, norm=inner))
+            layers.append(LipschitzLinear(width, hidden, bound=share, norm=inner))
             module, width = make_activation(activation, inner, hidden, spatial=0)
             activations.append(module)
-        layers.append(LipschitzLinear(width, size, bound=bound, norm=norms[-1]))
-        self._finish(layers, activations, context_features, zero=zero_last)
+        layers.append(LipschitzLinear(width, size, bound=share, norm=norms[-1]))
+        self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)
 
     def branch(self, context: Tensor | None) -> MLPBranch:
         """The network for one pass: weights bounded and context ``(B, context_features)`` embedded once.

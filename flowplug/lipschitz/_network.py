@@ -14,6 +14,7 @@ from flowplug._errors import ContextError, LipschitzError, ShapeError
 from flowplug.lipschitz._bound import LipschitzBound, bound_in, compose_bounds, lipschitz_bound, require_contraction
 from flowplug.lipschitz._linear import LipschitzLayer
 from flowplug.lipschitz._norms import OperatorNorm
+from flowplug.lipschitz._path_norm import PathNorm
 
 Affine = Callable[[int, Tensor], Tensor]
 
@@ -27,20 +28,30 @@ class LipschitzNetwork(nn.Module):
     Attributes:
         event_shape: Sizes of the events, ``None`` where any size fits.
         context_features: Width of the context, 0 for none.
+        bound: The largest Lipschitz constant allowed.
     """
 
     event_shape: tuple[int | None, ...]
     context_features: int
+    bound: float
 
     def _finish(
-        self, layers: Sequence[LipschitzLayer], activations: Sequence[nn.Module], context_features: int, *, zero: bool
+        self,
+        layers: Sequence[LipschitzLayer],
+        activations: Sequence[nn.Module],
+        *,
+        context_features: int,
+        bound: float,
+        norm: OperatorNorm | Sequence[OperatorNorm],
+        zero: bool,
     ) -> None:
         if context_features < 0:
             raise ShapeError(
                 f"{type(self).__name__}(context_features=...) must not be negative; got {context_features}"
             )
         self.layers, self.activations = nn.ModuleList(layers), nn.ModuleList(activations)
-        self.context_features = context_features
+        self.context_features, self.bound = context_features, bound
+        self._whole = norm if isinstance(norm, PathNorm) else None
         widths = [layer.width for layer in layers]
         embedding = nn.Linear(context_features, sum(widths), bias=False) if context_features else None
         self.embedding = embedding
@@ -61,6 +72,8 @@ class LipschitzNetwork(nn.Module):
 
     def certify(self, weights: Sequence[Tensor]) -> LipschitzBound:
         """The Lipschitz bound of the network with these weights in use."""
+        if self._whole is not None:
+            return self._whole.certify_network(weights, list(self.activations))
         bounds = [layer.certify(weight) for layer, weight in zip(self._layers(), weights, strict=True)]
         behind = [part for pair in zip(self.activations, bounds[1:], strict=True) for part in pair]
         return compose_bounds(type(self).__name__, bounds[0], *behind)
@@ -86,7 +99,10 @@ class LipschitzNetwork(nn.Module):
 
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
-        return [layer.bounded_weight() for layer in self._layers()]
+        weights = [layer.bounded_weight() for layer in self._layers()]
+        if self._whole is not None:
+            return self._whole.project_network(weights, list(self.activations), self.bound)
+        return weights
 
     def shifts(self, context: Tensor | None) -> list[Tensor]:
         """The bias of each layer, ``(out,)``, or with a context ``(B, out)``.
