@@ -2,7 +2,20 @@
 
 Each model trains with Adam and a cosine schedule on one thread. Twenty times validation rows are evaluated, outside the
 time that counts, and the test rows once, at the best of these points. Printed are means in nats, +- 2 standard errors.
-Learning rates were chosen on validation rows, for each model its own.
+Learning rates were chosen on validation rows, for each model its own. With 8 transforms each, seed 0:
+
+                              UCI protein       UCI power         MiniBooNE, 4,307 rows
+    after 100 CPU seconds
+    flowplug ResidualFlow      4.27 +- 0.16      1.13 +- 0.08     -14.76 +- 0.85
+    normflows Residual         0.27 +- 0.17      0.00 +- 0.11     -18.53 +- 0.89
+    zuko RealNVP               2.96 +- 0.15      0.93 +- 0.09     -20.04 +- 0.57
+    after 600
+    flowplug ResidualFlow      5.96 +- 0.16      1.39 +- 0.08     -16.73 +- 0.91
+    normflows Residual         2.57 +- 0.17      0.80 +- 0.12     -16.26 +- 0.88
+    zuko RealNVP               3.64 +- 0.16      1.11 +- 0.10     -24.10 +- 0.79
+
+On MiniBooNE the default has overfitted long before the learning rate has come down over 600 seconds; a schedule of
+200, better on validation rows too, ends at -15.52 +- 0.98 there, and with half the learning rate at -15.06 +- 0.96.
 
     python examples/benchmarks/equal_time.py
     python examples/benchmarks/equal_time.py --data FILE.npz --seconds 100

@@ -66,9 +66,9 @@ class InfNorm(OperatorNorm):
 
     .. math:: |W|_\infty = \max_i \sum_j |W_{ij}|, \qquad \hat W_{ij} = W_{ij} \min(1, c / \textstyle\sum_j |W_{ij}|)
 
-    Rows are shrunk one by one, so a large row costs the others nothing. The default for dense layers: residual blocks
-    use more of an inf-norm bound than of a 2-norm bound, and train better. In a convolution a row holds all weights of
-    one output channel.
+    Rows are shrunk one by one, so a large row costs the others nothing. The default for dense layers on their own;
+    `PathNorm` bounds a network of them as a whole, more tightly. In a convolution a row holds all weights of one output
+    channel.
 
     Example:
         >>> InfNorm().measure(torch.tensor([[1.0, -2.0], [0.5, 0.5]]))

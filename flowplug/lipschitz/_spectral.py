@@ -112,11 +112,12 @@ class Gram(OperatorNorm):
     ============== ====== ====== ====== ======
     w              64     128    256    512
     ============== ====== ====== ====== ======
-    certificate    1.006  1.007  1.005  1.003
-    Gram           21 %   22 %   31 %   45 %
-    SVD            24 %   27 %   39 %   59 %
-    PowerIteration 28 %   17 %   11 %   9 %
-    InfNorm        11 %   6 %    3 %    2 %
+    certificate    1.006  1.008  1.003  1.006
+    Gram           24 %   16 %   23 %   42 %
+    SVD            31 %   43 %   49 %   65 %
+    PowerIteration 24 %   20 %   16 %   11 %
+    InfNorm        7 %    5 %    4 %    4 %
+    PathNorm       8 %    5 %    4 %    3 %
     ============== ====== ====== ====== ======
 
     Reference: Delattre, Barthélemy, Araujo, Allauzen, "Efficient Bound of Lipschitz Constant for Convolutional Layers
