@@ -132,14 +132,14 @@ def main() -> None:
     flow = residual_flow(rows.shape[1], blocks=4)
     for _ in tqdm(train(flow, rows, options.steps), total=options.steps, desc="training"):
         pass
-    x, best = rows[: options.rows], (0.0, flow.transforms[1].g, rows)
+    x, blocks = rows[: options.rows], []
     with torch.no_grad():
         for part in flow.transforms:
             if isinstance(part, fp.ResidualTransform):
                 radius = float(torch.linalg.eigvals(part.g.branch(None).jacobian(x)[1]).abs().max())
-                best = max(best, (radius, part.g, x), key=lambda item: item[0])
+                blocks.append((radius, part.g, x))
             x = part(x)[0]
-    radius, g, x = best
+    radius, g, x = max(blocks, key=lambda block: block[0])
     print(f"the block with the largest spectral radius, {radius:.2f}, on {len(x)} samples of {x.shape[1]} dimensions")
 
     jobs = [(name, make(exact), name) for name, make in FAMILIES.items() for exact in options.exact]
