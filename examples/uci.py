@@ -2,7 +2,8 @@
 
 Trains every model on every table from every seed, at about equal parameters, for as many seconds or steps. Adam with
 warm-up, a cosine schedule and clipped gradients; Polyak averages of the parameters are validated, the best is tested.
-Writes results.jsonl (a line a run), table.md and curves.png to the output folder.
+Writes results.jsonl (a line a run), table.md and curves.png to the output folder, and the test log-likelihoods of each
+run's rows, from which gains.md is made: what flowplug's transforms add to the same host flow, row by row.
 
     python examples/uci.py --data POWER --models zuko-nsf zuko-nsf+residual --seconds 600
     python examples/uci.py --data FILE.npz MINIBOONE --archive data.tar.gz --seeds 0 1 2 --steps 20000
@@ -25,7 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pooch
 import torch
 import uci_data
@@ -33,27 +33,14 @@ import uci_models
 from dense import size
 from torch import distributed
 from tqdm import tqdm
-from uci_training import CHECKS, Processes, Training, checkpoint_path
+from uci_report import COLUMNS, SAMPLES, gains, report, table
+from uci_training import CHECKS, Processes, Training, run_path
 
 import flowplug as fp
 
-SAMPLES = 1000
 PACKAGES = ("torch", "nflows", "normflows", "zuko")
 BUDGET = ("seconds", "steps", "parameters", "batch")
 OPTIONS = (*BUDGET, "lr", "warmup", "clip", "decay", "patience", "amp", "device")  # what a run depends on
-
-# Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
-COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
-REFERENCE = {
-    "Gresele et al. (2020)": ("0.065 ± 0.013", "6.978 ± 0.020", "-21.958 ± 0.019", "-13.372 ± 0.450", "151.12 ± 0.28"),
-    "MADE": ("-3.097 ± 0.030", "3.306 ± 0.039", "-21.804 ± 0.020", "-15.635 ± 0.498", "146.37 ± 0.28"),
-    "MADE MoG": ("0.375 ± 0.013", "7.803 ± 0.022", "-18.368 ± 0.019", "-12.740 ± 0.439", "150.84 ± 0.27"),
-    "Real NVP (10)": ("0.182 ± 0.014", "8.357 ± 0.019", "-18.938 ± 0.021", "-11.795 ± 0.453", "153.28 ± 1.78"),
-    "Real NVP (5)": ("-0.459 ± 0.010", "6.656 ± 0.020", "-20.037 ± 0.020", "-12.418 ± 0.456", "151.76 ± 0.27"),
-    "MAF (5)": ("-0.458 ± 0.016", "7.042 ± 0.024", "-19.400 ± 0.020", "-11.816 ± 0.444", "149.22 ± 0.28"),
-    "MAF (10)": ("-0.376 ± 0.017", "7.549 ± 0.020", "-25.701 ± 0.025", "-11.892 ± 0.459", "150.46 ± 0.28"),
-    "MAF MoG (5)": ("0.192 ± 0.014", "7.183 ± 0.020", "-22.747 ± 0.017", "-11.995 ± 0.462", "152.58 ± 0.66"),
-}
 
 
 def finite(value: float) -> float | None:
@@ -68,6 +55,9 @@ def measured(training: Training) -> dict[str, Any]:
         raise FloatingPointError(f"{training.name}: no validation log-likelihood was finite")
     density.load_state_dict(training.best_state)
     values = processes.log_likelihoods(density, data.test)
+    if processes.rank == 0:
+        with uci_data.replacing(training.values) as file:
+            torch.save({"config": training.config, "values": values}, file)
     sampling_ms, error = math.nan, math.nan
     x = data.test[:SAMPLES]
     failures = (fp.NonFiniteError, fp.NotConverged, AssertionError)  # nflows asserts that its splines have roots
@@ -128,69 +118,6 @@ def run(
         return line | measured(train(config, data, processes, options))
     except FloatingPointError as error:
         return line | {"failed": str(error)}
-
-
-def shown(value: float | None, form: str) -> str:
-    """A number of the table, ``None`` where it is not finite."""
-    return "-" if value is None else format(value, form)
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table; published figures stand below those on the published data only."""
-    rows = [
-        "| data | model | seed | test log-likelihood (nats) ± 2 s.e. | parameters | steps | steps/s | peak MiB "
-        f"| {SAMPLES} samples, ms | round trip |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for data, published in dict.fromkeys((line["config"]["data"], line["published"]) for line in lines):
-        for line in lines:
-            if (line["config"]["data"], line["published"]) == (data, published):
-                rows.append(f"| {data} | {line['config']['model']} | {line['config']['seed']} | {cells(line)} |")
-        if published:
-            values = {model: figures[COLUMNS.index(data)] for model, figures in REFERENCE.items()}
-            rows += [f"| {data} | {model}, published | | {value} | | | | | | |" for model, value in values.items()]
-    return "\n".join(rows)
-
-
-def cells(line: dict[str, Any]) -> str:
-    """The measured columns of one row."""
-    if "failed" in line:
-        return f"{line['failed']} | | | | | |"
-    mean, spread = (shown(line[key], ".3f") for key in ("test_log_likelihood", "two_standard_errors"))
-    forms = {"steps_per_second": ".1f", "peak_memory_mib": ".0f", "sampling_ms": ".0f", "round_trip_error": ".0e"}
-    rest = " | ".join(shown(line[key], form) for key, form in forms.items())
-    return f"{mean} ± {spread} | {line['parameters']:,} | {line['steps']} | {rest}"
-
-
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draws validation log-likelihood against wall time, a panel per table."""
-    done = [line for line in lines if "failed" not in line]
-    names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
-    figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained")
-    for name, axis in zip(names, axes[0], strict=True):
-        axis.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
-        tails = []  # the first quarter, and the worst, are far below what matters
-        for line in (line for line in done if line["config"]["data"] == name):
-            points = [(seconds, value) for seconds, _, value, _ in line["curve"] if value is not None]
-            axis.plot(*zip(*points, strict=True), label="{model}, seed {seed}".format(**line["config"]))
-            tails += [value for _, value in points[len(points) // 4 :]]
-        if tails:
-            low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
-            margin = 0.05 * (high - low) or 1.0
-            axis.set_ylim(low - margin, high + margin)
-            axis.legend(fontsize=6)
-        axis.set(title=name, xlabel="wall time, s", ylabel="validation log-likelihood, nats")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def report(lines: list[dict[str, Any]], out: Path) -> None:
-    """Writes the results so far."""
-    with uci_data.replacing(out / "results.jsonl") as file:
-        file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
-    with uci_data.replacing(out / "table.md") as file:
-        file.write(f"{table(lines)}\n".encode())
-    draw(lines, out / "curves.png")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -260,9 +187,11 @@ def main(arguments: list[str] | None = None) -> None:
                     if processes.rank == 0:
                         report(lines, options.out)
                 if processes.rank == 0:
-                    checkpoint_path(config, options.out).unlink(missing_ok=True)
+                    run_path(config, options.out, "checkpoint").unlink(missing_ok=True)
     if processes.rank == 0:
-        print(f"\n{table(lines)}\n\nwritten to {options.out}: results.jsonl, table.md, curves.png")
+        report(lines, options.out)
+        print(f"\n{table(lines)}\n\n{gains(lines, options.out)}\n")
+        print(f"written to {options.out}: results.jsonl, table.md, gains.md, curves.png")
     if processes.world > 1:
         distributed.destroy_process_group()
 

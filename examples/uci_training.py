@@ -67,10 +67,13 @@ class Processes:
 
     @torch.no_grad()
     def log_likelihoods(self, density: nn.Module, rows: Tensor) -> Tensor:
-        """The log-likelihood of each row in nats, in some order, in eval mode."""
+        """The log-likelihood of each row in nats, in eval mode."""
         density.eval()
-        values = [defined(density, part) for part in self.share(rows).split(1000)]
-        return torch.cat(self.gather(torch.cat(values).cpu()))
+        own = torch.cat([defined(density, part) for part in self.share(rows).split(1000)]).cpu()
+        values = own.new_empty(len(rows))
+        for rank, part in enumerate(self.gather(own)):
+            values[rank :: self.world] = part
+        return values
 
 
 def thinned(rows: Tensor, most: int) -> Tensor:
@@ -97,9 +100,9 @@ def seed(number: int) -> None:
     np.random.seed(number % 2**32)
 
 
-def checkpoint_path(config: dict[str, Any], folder: Path) -> Path:
-    """Where the run of these options is saved."""
-    return folder / "{data}-{model}-{seed}.checkpoint.pt".format(**config)
+def run_path(config: dict[str, Any], folder: Path, kind: str) -> Path:
+    """Where a run's ``kind`` of file is: its checkpoint, its failure, its test log-likelihoods."""
+    return folder / f"{config['data']}-{config['model']}-{config['seed']}.{kind}.pt"
 
 
 class Training:
@@ -108,7 +111,9 @@ class Training:
     def __init__(self, config: dict[str, Any], data: uci_data.Table, processes: Processes, folder: Path) -> None:
         self.config, self.data, self.processes = config, data, processes
         self.name = "{data}-{model}-{seed}".format(**config)
-        self.checkpoint, self.failure = checkpoint_path(config, folder), folder / f"{self.name}.failure.pt"
+        self.checkpoint, self.failure, self.values = (
+            run_path(config, folder, kind) for kind in ("checkpoint", "failure", "values")
+        )
         self.generator = torch.Generator(processes.device).manual_seed(config["seed"])
         seed(config["seed"])
         self.density = uci_models.make(config["model"], data.train.shape[1], config["parameters"]).to(processes.device)

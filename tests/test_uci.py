@@ -28,7 +28,7 @@ import torch
 import flowplug as fp
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MODULES = ("uci", "uci_data", "uci_models", "uci_training", "compare", "dense")
+MODULES = ("uci", "uci_data", "uci_models", "uci_report", "uci_training", "compare", "dense")
 
 pytestmark = pytest.mark.usefixtures("users_defaults")
 
@@ -453,7 +453,12 @@ class TestTraining:
             assert line["peak_memory_mib"] > 50
             assert line["versions"]["torch"] == torch.__version__
         assert (out / "table.md").read_text().count("\n") == 6
-        assert sorted(path.name for path in out.iterdir()) == ["curves.png", "results.jsonl", "table.md"]
+        written = {path.name for path in out.iterdir() if path.suffix != ".pt"}
+        assert written == {"curves.png", "gains.md", "results.jsonl", "table.md"}
+        for line in found:
+            saved = torch.load(out / "table-{model}-{seed}.values.pt".format(**line["config"]), weights_only=True)
+            assert saved["config"] == line["config"]
+            assert float(saved["values"].mean()) == pytest.approx(line["test_log_likelihood"], abs=1e-5)
 
     def test_runs_that_are_done_are_not_repeated(self, uci, table, tmp_path, monkeypatch):
         command = arguments(table, tmp_path / "out", "--models", "zuko-maf", "--steps", 3)
@@ -516,6 +521,9 @@ class TestTraining:
         assert len(one[2]) == 12
         torch.testing.assert_close(torch.tensor(two[2]), torch.tensor(one[2]), atol=2e-4, rtol=0)
         assert two[0] == pytest.approx(one[0], abs=2e-4)
+        file = f"table-{model}-0.values.pt"
+        one, two = (torch.load(tmp_path / out / file, weights_only=True)["values"] for out in ("one", "two"))
+        torch.testing.assert_close(two, one, atol=5e-3, rtol=0)  # row by row: in one order
 
     def test_a_loss_that_is_no_number_stops_the_run_alone(self, uci, table, tmp_path, monkeypatch):
         make = uci.uci_models.make
@@ -671,6 +679,41 @@ class TestTable:
         failed = {"config": {"data": "t", "model": "dense", "seed": 0}, "published": False, "failed": "why"}
         report = uci.table([line("POWER", published=True), failed])
         assert len({row.count("|") for row in report.splitlines()}) == 1
+
+
+def saved_line(out, model, seed, values, lr=1e-3):
+    config = {"data": "t", "model": model, "seed": seed, "lr": lr}
+    torch.save({"config": config, "values": torch.tensor(values)}, out / f"t-{model}-{seed}.values.pt")
+    return {"config": config}
+
+
+class TestGains:
+    def test_differences_are_of_rows_and_their_error_of_rows_and_seeds(self, uci, tmp_path):
+        lines = [
+            saved_line(tmp_path, "zuko-maf", 0, [0.0, 100.0, 50.0, 7.0]),
+            saved_line(tmp_path, "zuko-maf", 1, [1.0, 101.0, 51.0, 8.0]),
+            saved_line(tmp_path, "zuko-maf+dense", 1, [4.0, 106.0, 54.0, 13.0]),  # + 3 5 3 5
+            saved_line(tmp_path, "zuko-maf+dense", 0, [1.0, 103.0, 51.0, 10.0]),  # + 1 3 1 3
+            saved_line(tmp_path, "zuko-maf+dense", 2, [9.0, 9.0, 9.0, 9.0]),  # without its plain flow
+        ]
+        *_, row = uci.gains(lines, tmp_path).splitlines()
+        error = 2 * (4 / 3 / 4 + 2 / 2) ** 0.5  # means of rows 2 4 2 4, of seeds 4 2
+        assert row == f"| t | zuko-maf+dense | zuko-maf | +3.000 ± {error:.3f} | +4.00 +2.00 |"
+
+    def test_one_seed_has_the_error_of_its_rows(self, uci, tmp_path):
+        lines = [
+            saved_line(tmp_path, "residual", 0, [1.0, 3.0, 1.0, 3.0]),
+            saved_line(tmp_path, "normflows-residual", 0, [0.0, 0.0, 0.0, 0.0]),
+        ]
+        *_, row = uci.gains(lines, tmp_path).splitlines()
+        assert row == f"| t | residual | normflows-residual | +2.000 ± {2 / 3**0.5:.3f} | +2.00 |"
+
+    def test_values_of_other_options_and_failed_runs_are_not_compared(self, uci, tmp_path):
+        old = saved_line(tmp_path, "zuko-maf", 0, [0.0, 1.0])
+        saved_line(tmp_path, "zuko-maf", 0, [5.0, 5.0], lr=2e-3)
+        lines = [old, saved_line(tmp_path, "zuko-maf+dense", 0, [1.0, 1.0])]
+        failed = {"config": {"data": "t", "model": "zuko-maf+residual", "seed": 0, "lr": 1e-3}, "failed": "why"}
+        assert len(uci.gains([*lines, failed], tmp_path).splitlines()) == 2
 
 
 @pytest.mark.parametrize(

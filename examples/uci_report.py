@@ -1,0 +1,127 @@
+"""What examples/uci.py writes: the results, a table of them, what flowplug's transforms gain, and the curves."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+import uci_data
+import uci_models
+from torch import Tensor
+from uci_training import run_path
+
+SAMPLES = 1000  # whose time is measured
+
+# Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
+COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
+REFERENCE = {
+    "Gresele et al. (2020)": ("0.065 ± 0.013", "6.978 ± 0.020", "-21.958 ± 0.019", "-13.372 ± 0.450", "151.12 ± 0.28"),
+    "MADE": ("-3.097 ± 0.030", "3.306 ± 0.039", "-21.804 ± 0.020", "-15.635 ± 0.498", "146.37 ± 0.28"),
+    "MADE MoG": ("0.375 ± 0.013", "7.803 ± 0.022", "-18.368 ± 0.019", "-12.740 ± 0.439", "150.84 ± 0.27"),
+    "Real NVP (10)": ("0.182 ± 0.014", "8.357 ± 0.019", "-18.938 ± 0.021", "-11.795 ± 0.453", "153.28 ± 1.78"),
+    "Real NVP (5)": ("-0.459 ± 0.010", "6.656 ± 0.020", "-20.037 ± 0.020", "-12.418 ± 0.456", "151.76 ± 0.27"),
+    "MAF (5)": ("-0.458 ± 0.016", "7.042 ± 0.024", "-19.400 ± 0.020", "-11.816 ± 0.444", "149.22 ± 0.28"),
+    "MAF (10)": ("-0.376 ± 0.017", "7.549 ± 0.020", "-25.701 ± 0.025", "-11.892 ± 0.459", "150.46 ± 0.28"),
+    "MAF MoG (5)": ("0.192 ± 0.014", "7.183 ± 0.020", "-22.747 ± 0.017", "-11.995 ± 0.462", "152.58 ± 0.66"),
+}
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number of the table, ``None`` where it is not finite."""
+    return "-" if value is None else format(value, form)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The results as a Markdown table; published figures stand below those on the published data only."""
+    rows = [
+        "| data | model | seed | test log-likelihood (nats) ± 2 s.e. | parameters | steps | steps/s | peak MiB "
+        f"| {SAMPLES} samples, ms | round trip |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for data, published in dict.fromkeys((line["config"]["data"], line["published"]) for line in lines):
+        for line in lines:
+            if (line["config"]["data"], line["published"]) == (data, published):
+                rows.append(f"| {data} | {line['config']['model']} | {line['config']['seed']} | {cells(line)} |")
+        if published:
+            values = {model: figures[COLUMNS.index(data)] for model, figures in REFERENCE.items()}
+            rows += [f"| {data} | {model}, published | | {value} | | | | | | |" for model, value in values.items()]
+    return "\n".join(rows)
+
+
+def cells(line: dict[str, Any]) -> str:
+    """The measured columns of one row."""
+    if "failed" in line:
+        return f"{line['failed']} | | | | | |"
+    mean, spread = (shown(line[key], ".3f") for key in ("test_log_likelihood", "two_standard_errors"))
+    forms = {"steps_per_second": ".1f", "peak_memory_mib": ".0f", "sampling_ms": ".0f", "round_trip_error": ".0e"}
+    rest = " | ".join(shown(line[key], form) for key, form in forms.items())
+    return f"{mean} ± {spread} | {line['parameters']:,} | {line['steps']} | {rest}"
+
+
+def gains(lines: list[dict[str, Any]], out: Path) -> str:
+    """What flowplug's transforms gain, as a Markdown table: differences on the same test rows, mean of the seeds.
+
+    The error is of the rows and of the seeds together: 2 sqrt(s_r^2 / rows + s_s^2 / seeds), with the standard
+    deviations s_r of the rows' means over seeds and s_s of the seeds' means over rows.
+    """
+    rows = ["| data | model | against | gain (nats) ± 2 s.e. | of each seed |", "|---|---|---|---|---|"]
+    done = {tuple(line["config"][key] for key in ("data", "model", "seed")): line["config"] for line in lines}
+    for data, model in dict.fromkeys(key[:2] for key in done):
+        plain = uci_models.PLAIN.get(model)
+        pairs = [
+            (done[data, model, seed], done.get((data, plain, seed))) for *run, seed in done if run == [data, model]
+        ]
+        found = [(log_likelihoods(one, out), log_likelihoods(other, out)) for one, other in pairs if other]
+        differences = [one - other for one, other in found if one is not None and other is not None]
+        if differences:
+            gain = torch.stack(differences).double()
+            seeds = gain.mean(1)
+            variance = float(gain.mean(0).var()) / gain.shape[1]
+            if len(seeds) > 1:
+                variance += float(seeds.var()) / len(seeds)
+            each = " ".join(f"{value:+.2f}" for value in seeds.tolist())
+            error = 2 * math.sqrt(variance)
+            rows.append(f"| {data} | {model} | {plain} | {float(seeds.mean()):+.3f} ± {error:.3f} | {each} |")
+    return "\n".join(rows)
+
+
+def log_likelihoods(config: dict[str, Any], out: Path) -> Tensor | None:
+    """Test log-likelihoods ``(rows,)`` of a run, if they are still there: a run of other options overwrites them."""
+    path = run_path(config, out, "values")
+    saved = torch.load(path, weights_only=True) if path.exists() else {"config": None}
+    return saved["values"] if saved["config"] == config else None
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draws validation log-likelihood against wall time, a panel per table."""
+    done = [line for line in lines if "failed" not in line]
+    names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
+    figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained")
+    for name, axis in zip(names, axes[0], strict=True):
+        axis.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
+        tails = []  # the first quarter, and the worst, are far below what matters
+        for line in (line for line in done if line["config"]["data"] == name):
+            points = [(seconds, value) for seconds, _, value, _ in line["curve"] if value is not None]
+            axis.plot(*zip(*points, strict=True), label="{model}, seed {seed}".format(**line["config"]))
+            tails += [value for _, value in points[len(points) // 4 :]]
+        if tails:
+            low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
+            margin = 0.05 * (high - low) or 1.0
+            axis.set_ylim(low - margin, high + margin)
+            axis.legend(fontsize=6)
+        axis.set(title=name, xlabel="wall time, s", ylabel="validation log-likelihood, nats")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def report(lines: list[dict[str, Any]], out: Path) -> None:
+    """Writes the results so far."""
+    with uci_data.replacing(out / "results.jsonl") as file:
+        file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
+    with uci_data.replacing(out / "table.md") as file:
+        file.write(f"{table(lines)}\n".encode())
+    with uci_data.replacing(out / "gains.md") as file:
+        file.write(f"{gains(lines, out)}\n".encode())
+    draw(lines, out / "curves.png")
