@@ -2,8 +2,8 @@
 
 Trains every model on every table from every seed, at about equal parameters, for as many seconds or steps. Adam with
 warm-up, a cosine schedule and clipped gradients; Polyak averages of the parameters are validated, the best is tested.
-Writes results.jsonl (a line a run), table.md and curves.png to the output folder, and the test log-likelihoods of each
-run's rows, from which gains.md is made: what flowplug's transforms add to the same host flow, row by row.
+Writes to the output folder results.jsonl (a line a run), table.md, curves.png, summary.md (means over seeds, and what
+flowplug's transforms gain over the plain flow on the same rows), and the test log-likelihood of each row of each run.
 
     python examples/uci.py --data POWER --models zuko-nsf zuko-nsf+residual --seconds 600
     python examples/uci.py --data FILE.npz MINIBOONE --archive data.tar.gz --seeds 0 1 2 --steps 20000
@@ -33,7 +33,7 @@ import uci_models
 from dense import size
 from torch import distributed
 from tqdm import tqdm
-from uci_report import COLUMNS, SAMPLES, gains, report, table
+from uci_report import COLUMNS, SAMPLES, report, summary, table
 from uci_training import CHECKS, Processes, Training, run_path
 
 import flowplug as fp
@@ -190,8 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
                     run_path(config, options.out, "checkpoint").unlink(missing_ok=True)
     if processes.rank == 0:
         report(lines, options.out)
-        print(f"\n{table(lines)}\n\n{gains(lines, options.out)}\n")
-        print(f"written to {options.out}: results.jsonl, table.md, gains.md, curves.png")
+        print(f"\n{table(lines)}\n\n{summary(lines, options.out)}\n")
+        print(f"written to {options.out}: results.jsonl, table.md, summary.md, curves.png")
     if processes.world > 1:
         distributed.destroy_process_group()
 

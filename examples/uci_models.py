@@ -1,7 +1,7 @@
 """The flows that examples/uci.py compares: a host's own, the same with flowplug's for some of its layers, pure ones.
 
-A host flow has six layers. In a mixed flow the first of every three (of ``+residual`` or ``+dense``), or the first two
-(of ``+residual+dense``), are flowplug's. All have about as many parameters, by width; the dense flow by depth.
+A host flow has six layers, of which `PATTERNS` says which are flowplug's in a mixed flow. All have about as many
+parameters, by width; the dense flow by depth. Patterns and networks were chosen on validation rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -133,11 +133,11 @@ HOSTS = {
     "nflows-rqs": Host(spline_coupling, flowplug_nflows.NflowsTransform, nflows_density),
     "normflows-realnvp": Host(affine_coupling, flowplug_normflows.NormflowsFlow, normflows_density),
 }
-PATTERNS = {  # of a host's layers (h), residual (r) and dense (d) transforms, from data to latent
+PATTERNS = {  # of a host's layers (h), residual (r), dense (d) or both (b) transforms, from data to latent
     "": "hhhhhh",
     "+residual": "rhhrhh",
-    "+dense": "dhhdhh",
-    "+residual+dense": "drhdrh",
+    "+dense": "dhdhdh",
+    "+residual+dense": "bhhbhh",
 }
 
 
@@ -146,32 +146,38 @@ def arranged(host: Host, pattern: str, features: int, hidden: int) -> Density:
     layers: list[nn.Module] = []
     for i, kind in enumerate(pattern):
         if kind == "h":
-            layers += host.layer(features, hidden, i)
-        elif kind == "r":
-            residual = fp.ResidualTransform(fp.LipschitzMLP(features, (hidden,)))
-            layers += [host.wrap(fp.ActNorm(features)), host.wrap(residual)]
+            layers += host.layer(features, hidden, pattern[:i].count("h"))
+            continue
+        if kind == "r":
+            layers.append(host.wrap(fp.ActNorm(features)))
         else:
             dense = fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())
             layers += [host.wrap(fp.Whitening(features)), host.wrap(dense)]
+        if kind != "d":
+            layers.append(host.wrap(fp.ResidualTransform(fp.LipschitzMLP(features, (hidden,)))))
     return host.density(features, layers)
 
 
+def residual_widths(features: int, hidden: int) -> tuple[int, ...]:
+    """Hidden layers of both kinds of pure residual flow: two on narrow tables, where a single one would be slow."""
+    return (hidden,) if features > 20 else (hidden, hidden)
+
+
 def residual_flow(features: int, hidden: int) -> Density:
-    """Ten residual transforms alone."""
-    flow = flowplug_zuko.ResidualFlow(features, transforms=10, hidden_features=(hidden,))
+    """Eight residual transforms, at their defaults."""
+    flow = flowplug_zuko.ResidualFlow(features, transforms=8, hidden_features=residual_widths(features, hidden))
     return zuko_density(features, list(flow.transform.transforms))
 
 
 def normflows_residual(features: int, hidden: int) -> Density:
-    """Residual blocks as the documentation of normflows builds them."""
+    """Residual blocks as the documentation of normflows builds them, as many and of the same widths as ours."""
+    widths = [features, *residual_widths(features, hidden), features]
     layers: list[nn.Module] = []
     for _ in range(8):
-        net = nf.nets.LipschitzMLP([features, hidden, hidden, features], init_zeros=True, lipschitz_const=0.9)
+        net = nf.nets.LipschitzMLP(widths, init_zeros=True, lipschitz_const=0.9)
         block = nf.flows.Residual(net)
-        block.iresblock.geom_p.requires_grad_(
-            requires_grad=False
-        )  # has no gradient, which DistributedDataParallel refuses
-        block.iresblock.lamb.requires_grad_(requires_grad=False)
+        for unused in (block.iresblock.geom_p, block.iresblock.lamb):  # DistributedDataParallel refuses them
+            unused.requires_grad_(requires_grad=False)
         layers += [nf.flows.ActNorm(features), block]
     return normflows_density(features, layers)
 

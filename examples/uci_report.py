@@ -60,31 +60,48 @@ def cells(line: dict[str, Any]) -> str:
     return f"{mean} ± {spread} | {line['parameters']:,} | {line['steps']} | {rest}"
 
 
-def gains(lines: list[dict[str, Any]], out: Path) -> str:
-    """What flowplug's transforms gain, as a Markdown table: differences on the same test rows, mean of the seeds.
-
-    The error is of the rows and of the seeds together: 2 sqrt(s_r^2 / rows + s_s^2 / seeds), with the standard
-    deviations s_r of the rows' means over seeds and s_s of the seeds' means over rows.
-    """
-    rows = ["| data | model | against | gain (nats) ± 2 s.e. | of each seed |", "|---|---|---|---|---|"]
-    done = {tuple(line["config"][key] for key in ("data", "model", "seed")): line["config"] for line in lines}
-    for data, model in dict.fromkeys(key[:2] for key in done):
-        plain = uci_models.PLAIN.get(model)
-        pairs = [
-            (done[data, model, seed], done.get((data, plain, seed))) for *run, seed in done if run == [data, model]
-        ]
-        found = [(log_likelihoods(one, out), log_likelihoods(other, out)) for one, other in pairs if other]
-        differences = [one - other for one, other in found if one is not None and other is not None]
-        if differences:
-            gain = torch.stack(differences).double()
-            seeds = gain.mean(1)
-            variance = float(gain.mean(0).var()) / gain.shape[1]
-            if len(seeds) > 1:
-                variance += float(seeds.var()) / len(seeds)
-            each = " ".join(f"{value:+.2f}" for value in seeds.tolist())
-            error = 2 * math.sqrt(variance)
-            rows.append(f"| {data} | {model} | {plain} | {float(seeds.mean()):+.3f} ± {error:.3f} | {each} |")
+def summary(lines: list[dict[str, Any]], out: Path) -> str:
+    """Means over seeds as a Markdown table, and what flowplug's transforms gain: differences on the same test rows."""
+    rows = [
+        "| data | model | seeds | test log-likelihood (nats) ± 2 s.e. | steps | gain (nats) ± 2 s.e. | of each seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    done = {key: {} for key in dict.fromkeys(key_of(line) for line in lines)}
+    for line in lines:
+        values = log_likelihoods(line["config"], out)
+        if "failed" not in line and values is not None:
+            done[key_of(line)][line["config"]["seed"]] = (values, line["steps"])
+    for (data, model), runs in done.items():
+        plain = done.get((data, uci_models.PLAIN.get(model, "")), {})
+        gain = {seed: values - plain[seed][0] for seed, (values, _) in runs.items() if seed in plain}
+        level = estimate([values for values, _ in runs.values()])
+        steps = sum(steps for _, steps in runs.values()) // max(len(runs), 1)
+        each = " ".join(f"{float(value.mean()):+.2f}" for value in gain.values())
+        seeds = " ".join(str(seed) for seed in runs)
+        rows.append(
+            f"| {data} | {model} | {seeds} | {level} | {steps} | {estimate(list(gain.values()), '+')} | {each} |"
+        )
     return "\n".join(rows)
+
+
+def key_of(line: dict[str, Any]) -> tuple[str, str]:
+    """Data and model of a run."""
+    return line["config"]["data"], line["config"]["model"]
+
+
+def estimate(values: list[Tensor], sign: str = "") -> str:
+    r"""Mean of ``(rows,)`` of each seed, and the error of rows and seeds together.
+
+    That is :math:`2\sqrt{s_r^2 / R + s_s^2 / S}`, with the standard deviations :math:`s_r` of the R rows' means over
+    seeds and :math:`s_s` of the S seeds' means over rows.
+    """
+    if not values:
+        return ""
+    table = torch.stack(values).double()
+    variance = float(table.mean(0).var()) / table.shape[1]
+    if len(table) > 1:
+        variance += float(table.mean(1).var()) / len(table)
+    return f"{float(table.mean()):{sign}.3f} ± {2 * math.sqrt(variance):.3f}"
 
 
 def log_likelihoods(config: dict[str, Any], out: Path) -> Tensor | None:
@@ -122,6 +139,6 @@ def report(lines: list[dict[str, Any]], out: Path) -> None:
         file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
     with uci_data.replacing(out / "table.md") as file:
         file.write(f"{table(lines)}\n".encode())
-    with uci_data.replacing(out / "gains.md") as file:
-        file.write(f"{gains(lines, out)}\n".encode())
+    with uci_data.replacing(out / "summary.md") as file:
+        file.write(f"{summary(lines, out)}\n".encode())
     draw(lines, out / "curves.png")

@@ -146,7 +146,9 @@ class Training:
         while self.done < 1 and self.stale < self.config["patience"]:
             loss = self.update(start)
             if self.done >= self.checks / CHECKS:
+                pause = time.perf_counter()  # the budget is of training alone, however dear a validation
                 self.validate(loss)
+                start += time.perf_counter() - pause
             if self.elapsed - self.saved >= every:
                 self.save()
             yield loss

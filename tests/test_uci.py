@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import importlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -383,20 +384,27 @@ class TestModels:
             if isinstance(part, fp.Whitening):
                 part.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs[0])))
         density.start(x)
-        assert len(seen) == 2
+        assert len(seen) == 3
         inputs, outputs = seen[0]
         assert torch.equal(inputs, x)
         torch.testing.assert_close(outputs.mT.cov(), torch.eye(5), atol=0.02, rtol=0)
         torch.testing.assert_close(outputs.mean(0), torch.zeros(5), atol=1e-3, rtol=0)
 
     @pytest.mark.parametrize(
-        ("pattern", "residuals", "denses"), [("+residual", 2, 0), ("+dense", 0, 2), ("+residual+dense", 2, 2)]
+        ("pattern", "residuals", "denses"), [("+residual", 2, 0), ("+dense", 0, 3), ("+residual+dense", 2, 2)]
     )
     def test_mixed_flows_have_the_transforms_they_name(self, uci, pattern, residuals, denses):
         for host in uci.uci_models.HOSTS:
             parts = list(uci.uci_models.MODELS[host + pattern](5, 10).modules())
             assert sum(isinstance(part, fp.ResidualTransform) for part in parts) == residuals
             assert sum(isinstance(part, fp.DenseTransform) for part in parts) == denses
+
+    @pytest.mark.parametrize("pattern", ["", "+residual", "+dense", "+residual+dense"])
+    def test_couplings_alternate(self, uci, pattern):
+        parts = uci.uci_models.MODELS["nflows-rqs" + pattern](5, 10).modules()
+        masks = [part.transform_features.tolist() for part in parts if hasattr(part, "transform_features")]
+        assert len(masks) >= 3
+        assert all(sorted(one + other) == [0, 1, 2, 3, 4] for one, other in itertools.pairwise(masks))
 
 
 @pytest.fixture
@@ -454,7 +462,7 @@ class TestTraining:
             assert line["versions"]["torch"] == torch.__version__
         assert (out / "table.md").read_text().count("\n") == 6
         written = {path.name for path in out.iterdir() if path.suffix != ".pt"}
-        assert written == {"curves.png", "gains.md", "results.jsonl", "table.md"}
+        assert written == {"curves.png", "results.jsonl", "summary.md", "table.md"}
         for line in found:
             saved = torch.load(out / "table-{model}-{seed}.values.pt".format(**line["config"]), weights_only=True)
             assert saved["config"] == line["config"]
@@ -684,10 +692,10 @@ class TestTable:
 def saved_line(out, model, seed, values, lr=1e-3):
     config = {"data": "t", "model": model, "seed": seed, "lr": lr}
     torch.save({"config": config, "values": torch.tensor(values)}, out / f"t-{model}-{seed}.values.pt")
-    return {"config": config}
+    return {"config": config, "steps": 10 + seed}
 
 
-class TestGains:
+class TestSummary:
     def test_differences_are_of_rows_and_their_error_of_rows_and_seeds(self, uci, tmp_path):
         lines = [
             saved_line(tmp_path, "zuko-maf", 0, [0.0, 100.0, 50.0, 7.0]),
@@ -696,24 +704,28 @@ class TestGains:
             saved_line(tmp_path, "zuko-maf+dense", 0, [1.0, 103.0, 51.0, 10.0]),  # + 1 3 1 3
             saved_line(tmp_path, "zuko-maf+dense", 2, [9.0, 9.0, 9.0, 9.0]),  # without its plain flow
         ]
-        *_, row = uci.gains(lines, tmp_path).splitlines()
-        error = 2 * (4 / 3 / 4 + 2 / 2) ** 0.5  # means of rows 2 4 2 4, of seeds 4 2
-        assert row == f"| t | zuko-maf+dense | zuko-maf | +3.000 ± {error:.3f} | +4.00 +2.00 |"
+        *_, plain, row = uci.summary(lines, tmp_path).splitlines()
+        mean = 2 * ((0.5**2 + 100.5**2 + 50.5**2 + 7.5**2 - 4 * 39.75**2) / 3 / 4 + 0.5 / 2) ** 0.5
+        gain = 2 * (4 / 3 / 4 + 2 / 2) ** 0.5  # means of rows 2 4 2 4, of seeds 4 2
+        assert plain == f"| t | zuko-maf | 0 1 | 39.750 ± {mean:.3f} | 10 |  |  |"
+        assert row.startswith("| t | zuko-maf+dense | 1 0 2 | 31.")
+        assert row.endswith(f" | 11 | +3.000 ± {gain:.3f} | +4.00 +2.00 |")
 
     def test_one_seed_has_the_error_of_its_rows(self, uci, tmp_path):
         lines = [
             saved_line(tmp_path, "residual", 0, [1.0, 3.0, 1.0, 3.0]),
             saved_line(tmp_path, "normflows-residual", 0, [0.0, 0.0, 0.0, 0.0]),
         ]
-        *_, row = uci.gains(lines, tmp_path).splitlines()
-        assert row == f"| t | residual | normflows-residual | +2.000 ± {2 / 3**0.5:.3f} | +2.00 |"
+        *_, row, _ = uci.summary(lines, tmp_path).splitlines()
+        assert row.split(" | ")[2:] == ["0", "2.000 ± 1.155", "10", "+2.000 ± 1.155", "+2.00 |"]
 
     def test_values_of_other_options_and_failed_runs_are_not_compared(self, uci, tmp_path):
         old = saved_line(tmp_path, "zuko-maf", 0, [0.0, 1.0])
         saved_line(tmp_path, "zuko-maf", 0, [5.0, 5.0], lr=2e-3)
         lines = [old, saved_line(tmp_path, "zuko-maf+dense", 0, [1.0, 1.0])]
         failed = {"config": {"data": "t", "model": "zuko-maf+residual", "seed": 0, "lr": 1e-3}, "failed": "why"}
-        assert len(uci.gains([*lines, failed], tmp_path).splitlines()) == 2
+        rows = uci.summary([*lines, failed], tmp_path).splitlines()[2:]
+        assert [row.count("±") for row in rows] == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
