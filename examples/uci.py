@@ -78,7 +78,7 @@ def measured(training: Training) -> dict[str, Any]:
         "sampling_ms": sampling_ms,
         "round_trip_error": error,
     }
-    curve = [[finite(value) for value in point] for point in training.curve]
+    curve = [[finite(round(value, 4)) for value in point] for point in training.curve]
     return {key: finite(value) for key, value in outcome.items()} | {"curve": curve}
 
 

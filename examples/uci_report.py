@@ -13,6 +13,7 @@ from torch import Tensor
 from uci_training import run_path
 
 SAMPLES = 1000  # whose time is measured
+STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
 
 # Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
 COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
@@ -112,24 +113,28 @@ def log_likelihoods(config: dict[str, Any], out: Path) -> Tensor | None:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draws validation log-likelihood against wall time, a panel per table."""
+    """Draws validation log-likelihood against time, a panel per table: a colour per host, a line style per mixture."""
     done = [line for line in lines if "failed" not in line]
     names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
-    figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained")
+    hosts = list(dict.fromkeys(line["config"]["model"].partition("+")[0] for line in done))
+    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names) + 2, 4.5), squeeze=False, layout="constrained")
+    labels: dict[str, Any] = {}
     for name, axis in zip(names, axes[0], strict=True):
-        axis.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
         tails = []  # the first quarter, and the worst, are far below what matters
         for line in (line for line in done if line["config"]["data"] == name):
+            model = line["config"]["model"]
+            host, _, mixture = model.partition("+")
             points = [(seconds, value) for seconds, _, value, _ in line["curve"] if value is not None]
-            axis.plot(*zip(*points, strict=True), label="{model}, seed {seed}".format(**line["config"]))
+            style = {"color": f"C{hosts.index(host)}", "linestyle": STYLES[mixture], "linewidth": 1}
+            (labels[model],) = axis.plot(*zip(*points, strict=True), **style)
             tails += [value for _, value in points[len(points) // 4 :]]
         if tails:
             low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
             margin = 0.05 * (high - low) or 1.0
             axis.set_ylim(low - margin, high + margin)
-            axis.legend(fontsize=6)
-        axis.set(title=name, xlabel="wall time, s", ylabel="validation log-likelihood, nats")
-    figure.savefig(path, dpi=120)
+        axis.set(title=name, xlabel="wall time of training, s", ylabel="validation log-likelihood, nats")
+    figure.legend(labels.values(), labels, loc="outside right center", fontsize=7)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
