@@ -34,13 +34,13 @@ from dense import size
 from torch import distributed
 from tqdm import tqdm
 from uci_report import COLUMNS, SAMPLES, report, summary, table
-from uci_training import CHECKS, Processes, Training, run_path
+from uci_training import Processes, Training, run_path
 
 import flowplug as fp
 
 PACKAGES = ("torch", "nflows", "normflows", "zuko")
 BUDGET = ("seconds", "steps", "parameters", "batch")
-OPTIONS = (*BUDGET, "lr", "warmup", "clip", "decay", "patience", "amp", "device")  # what a run depends on
+OPTIONS = (*BUDGET, "lr", "warmup", "clip", "decay", "checks", "patience", "amp", "device")  # what a run depends on
 
 
 def finite(value: float) -> float | None:
@@ -138,7 +138,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--warmup", type=int, default=100, help="steps until then (default %(default)s)")
     add("--clip", type=float, default=100.0, help="largest norm of the gradient (default %(default)s)")
     add("--decay", type=float, default=0.999, help="of the Polyak average; 0 for none (default %(default)s)")
-    add("--patience", type=int, default=20, help=f"of {CHECKS} validations without progress (default %(default)s)")
+    add("--checks", type=int, default=40, help="validations in a run (default %(default)s)")
+    add("--patience", type=int, default=20, help="validations without progress that end a run (default %(default)s)")
     add("--amp", action="store_true", help="train in mixed precision, bfloat16")
     add("--device", default="cpu", help="cpu, cuda, ... (default %(default)s)")
     add("--out", type=Path, default=Path("uci_out"), help="folder written to (default %(default)s)")
@@ -151,7 +152,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if len({Path(source).stem for source in options.data}) < len(options.data):
         parser.error(f"--data must have different names; got {options.data}")
-    for key in ("seconds", "parameters", "batch", "lr", "warmup", "clip", "patience"):
+    for key in ("seconds", "parameters", "batch", "lr", "warmup", "clip", "checks", "patience"):
         if not getattr(options, key) > 0:
             parser.error(f"--{key} must be positive; got {getattr(options, key)}")
     if options.steps < 0 or not 0 <= options.decay < 1:

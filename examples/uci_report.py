@@ -12,7 +12,7 @@ import uci_models
 from torch import Tensor
 from uci_training import run_path
 
-SAMPLES = 1000  # whose time is measured
+SAMPLES = 200  # whose time is measured
 STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
 
 # Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".

@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel
 
 import flowplug as fp
 
-CHECKS = 40  # validations in a run
 CHECK_ROWS = 10_000  # at most
 START_ROWS = 2_000
 NUMBERS = ("step", "checks", "stale", "elapsed", "saved", "best", "best_state", "curve")  # of Training, in checkpoints
@@ -145,7 +144,7 @@ class Training:
         start = time.perf_counter() - self.elapsed
         while self.done < 1 and self.stale < self.config["patience"]:
             loss = self.update(start)
-            if self.done >= self.checks / CHECKS:
+            if self.done >= (self.checks + 1) / self.config["checks"]:
                 pause = time.perf_counter()  # the budget is of training alone, however dear a validation
                 self.validate(loss)
                 start += time.perf_counter() - pause

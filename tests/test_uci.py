@@ -436,7 +436,8 @@ def outcome(line):
 def training(uci, table, tmp_path, model="zuko-maf", **changes):
     config = {
         "data": "table", "model": model, "seed": 0, "seconds": 600.0, "steps": 20, "parameters": 1500, "batch": 64,
-        "lr": 2e-3, "warmup": 5, "clip": 100.0, "decay": 0.999, "patience": 15, "amp": False, "processes": 1,
+        "lr": 2e-3, "warmup": 5, "clip": 100.0, "decay": 0.999, "checks": 40, "patience": 15,
+        "amp": False, "processes": 1,
     }  # fmt: skip
     data = load(uci, str(table), table)
     return uci.Training({**config, **changes}, data, uci.Processes("cpu"), tmp_path)
@@ -643,7 +644,13 @@ class TestTraining:
         run = training(uci, table, tmp_path, steps=0, seconds=0.5)
         list(run.run(1e9))
         assert 0.5 <= run.elapsed < time.perf_counter() - start
-        assert 1 < run.checks <= uci.CHECKS + 1
+        assert 1 < run.checks <= 40
+        assert run.curve[-1][:2] == [run.elapsed, run.step]
+
+    def test_validations_are_spread_over_a_run_and_end_it(self, uci, table, tmp_path):
+        run = training(uci, table, tmp_path, checks=4)
+        list(run.run(1e9))
+        assert [step for _, step, _, _ in run.curve] == [5, 10, 15, 20]
 
     def test_mixed_precision_is_of_bfloat16(self, uci, table, tmp_path):
         full, mixed = (
