@@ -99,6 +99,10 @@ class TestActivations:
         torch.testing.assert_close(activation.derivative(x), slope, atol=20 * eps, rtol=20 * eps)
         assert float(slope.abs().max()) <= 1 + 10 * eps
         assert float(slope.max()) > 0.999
+        frequency = activation.frequency()
+        value, unit = activation.linearize(frequency * x)
+        torch.testing.assert_close(value / frequency, activation(x), atol=20 * eps, rtol=20 * eps)
+        torch.testing.assert_close(unit, slope, atol=20 * eps, rtol=20 * eps)
 
     def test_bad_frequency(self):
         with pytest.raises(ValueError, match="positive; got 0"):

@@ -37,8 +37,12 @@ class Activation(nn.Module, abc.ABC):
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
 
+    def frequency(self) -> Tensor | None:
+        r"""The :math:`\omega` of a :math:`\phi(x) = \phi_1(\omega x) / \omega`, for networks to fold into weights."""
+        return None
+
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and derivative at ``x``; overridden where they share work."""
+        r"""Value and derivative at ``x``, of :math:`\phi_1` where there is a `frequency`."""
         return self(x), self.derivative(x)
 
 
@@ -68,13 +72,21 @@ class LipSwish(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, of the shape of ``x``."""
-        return x * torch.sigmoid(functional.softplus(self.raw_beta) * x) / SWISH_SLOPE
+        return x * torch.sigmoid(self.frequency() * x) / SWISH_SLOPE
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
-        scaled = functional.softplus(self.raw_beta) * x
-        gate = torch.sigmoid(scaled)
-        return gate * (1 + scaled * (1 - gate)) / SWISH_SLOPE
+        return self.linearize(self.frequency() * x)[1]
+
+    def frequency(self) -> Tensor:
+        r""":math:`\beta`."""
+        return functional.softplus(self.raw_beta)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Value and derivative at ``x`` for :math:`\beta = 1`."""
+        gate = torch.sigmoid(x)
+        value = x * gate
+        return value / SWISH_SLOPE, (gate + value * (1 - gate)) / SWISH_SLOPE
 
 
 class Sine(Activation):
@@ -104,42 +116,41 @@ class Sine(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, of the shape of ``x``."""
-        frequency = self.log_frequency.exp()
+        frequency = self.frequency()
         return torch.sin(frequency * x) / frequency
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
-        return torch.cos(self.log_frequency.exp() * x)
+        return torch.cos(self.frequency() * x)
+
+    def frequency(self) -> Tensor:
+        r""":math:`\omega`."""
+        return self.log_frequency.exp()
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and derivative at ``x``."""
-        value, slope = _SineAndSlope.apply(x, self.log_frequency)  # type: ignore[no-untyped-call]
+        r"""Value and derivative at ``x`` for :math:`\omega = 1`."""
+        value, slope = _SineAndCosine.apply(x)  # type: ignore[no-untyped-call]
         return value, slope
 
 
-class _SineAndSlope(torch.autograd.Function):
-    """Sine and cosine, each taken once: autograd would take both again in the backward pass."""
+class _SineAndCosine(torch.autograd.Function):
+    """Each taken once: autograd would take both again in the backward pass."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, log_frequency: Tensor) -> tuple[Tensor, Tensor]:
-        frequency = log_frequency.exp()
-        phase = frequency * x
-        return phase.sin() / frequency, phase.cos()
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sin(), x.cos()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
-        ctx.save_for_backward(*inputs, *output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+        del inputs
+        ctx.save_for_backward(*output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        x, log_frequency, value, slope = ctx.saved_tensors
-        by_value, by_slope = grads
-        # d value = slope dx + (x slope - value) dw and d slope = -w^2 value (dx + x dw) for w = exp(log frequency).
-        by_x = torch.addcmul(by_value * slope, by_slope * value, -(2 * log_frequency).exp())
-        by_frequency = torch.dot(x.flatten(), by_x.flatten()) - torch.dot(by_value.flatten(), value.flatten())
-        return by_x, by_frequency
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
+        sine, cosine = ctx.saved_tensors
+        return torch.addcmul(grads[0] * cosine, grads[1], sine, value=-1)
 
 
 class CLipSwish(nn.Module):

@@ -108,12 +108,22 @@ class MLPBranch(NetworkBranch):
         activations = [module for module in self._network.activations if isinstance(module, Activation)]
         if len(activations) < len(self._network.activations):
             return None
-        hidden, slopes = self._affine(0, x.flatten(1)), []
+        folded = self._folded([activation.frequency() for activation in activations])
+        hidden, slopes = folded._affine(0, x.flatten(1)), []
         for i, activation in enumerate(activations, 1):
             hidden, slope = activation.linearize(hidden)
-            hidden = self._affine(i, hidden)
+            hidden = folded._affine(i, hidden)
             slopes.append(slope)
-        return Chain(hidden.reshape(x.shape).to(x.dtype), self._weights, slopes)
+        return Chain(hidden.reshape(x.shape).to(x.dtype), folded._weights, slopes)
+
+    def _folded(self, frequencies: Sequence[Tensor | None]) -> MLPBranch:
+        """The same function of activations with frequency 1, scaled by the weights around them, which are smaller."""
+        weights, shifts = list(self._weights), list(self._shifts)
+        for i, frequency in enumerate(frequencies):
+            if frequency is not None:
+                weights[i], shifts[i] = weights[i] * frequency, shifts[i] * frequency
+                weights[i + 1] = weights[i + 1] / frequency
+        return MLPBranch(self._network, self.context, weights, shifts)
 
 
 class Chain(Linearization):
