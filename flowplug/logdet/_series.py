@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -30,7 +30,7 @@ class Draw(NamedTuple):
     """
 
     v: Tensor
-    schedule: Iterator[tuple[float, int]]
+    schedule: Iterable[tuple[float, int]]
     order: Tensor
 
 
@@ -102,13 +102,17 @@ class SeriesLogDet(abc.ABC):
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)`` in nats."""
-        generator = noise.generator(x.device)
-        draws = []
+        return self.gradient(self, branch, x, self._draw(branch, x, noise))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _draw(self, branch: Branch, x: Tensor, noise: Noise) -> list[Draw]:
+        """The randomness of every probe; apart, so that what is compiled knows how many terms there are."""
+        generator, draws = noise.generator(x.device), []
         for v in self.probes.draw(x, generator):
             order = torch.randperm(len(x), generator=generator, device=x.device)
             schedule = self.terms.schedule(len(x), lambda: float(branch.lipschitz_bound()), noise.generator("cpu"))
             draws.append(Draw(v, schedule, order))
-        return self.gradient(self, branch, x, draws)
+        return draws
 
     def check(self, bound: LipschitzBound) -> None:
         """Warns where the estimate may have infinite variance for a branch with this bound."""
@@ -124,26 +128,27 @@ class SeriesLogDet(abc.ABC):
         v = draw.v
         order: Tensor | None = draw.order
         state, part = self.start(v), linear
-        rows = torch.arange(len(v), device=v.device)
+        rows: Tensor | slice = slice(None)
         u, pair, waiting, last = torch.zeros_like(v), v.new_zeros(len(v), 2), v.new_zeros(len(v), 2), 0.0
         for k, (weight, count) in enumerate(draw.schedule, 1):
             index: Tensor | slice | None = None
-            if count < len(rows):
+            if count < len(state.u):
                 # Once they are in random order, rows leave from the end.
                 index, order = (slice(count) if order is None else order[:count]), None
             elif self.terms.rtol and k > 1:
                 left = (state.residual > self.terms.rtol).nonzero().squeeze(1)
-                index = left if len(left) < len(rows) else None
+                index = left if len(left) < len(state.u) else None
             if index is not None:
-                rows, state, part = rows[index], state.rows(index), part.rows(index)
-            if not len(rows):
+                rows = index if isinstance(rows, slice) else rows[index]
+                state, part = state.rows(index), part.rows(index)
+            if not len(state.u):
                 break
             if k > 1:
-                pair.index_add_(0, rows, last * state.advance(part.vjp(state.direction)))
+                pair[rows] += last * state.advance(part.vjp(state.direction))
             if k > 1 or first:
-                u.index_add_(0, rows, weight * state.u)
-                pair.index_add_(0, rows, weight * state.known)
-                waiting.index_copy_(0, rows, state.waiting)
+                u[rows] += weight * state.u
+                pair[rows] += weight * state.known
+                waiting[rows] = state.waiting
                 last = weight
         # The waiting number is what the product with u holds beyond the known part.
         value, product = pair.unbind(1)
