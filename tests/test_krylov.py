@@ -352,6 +352,17 @@ def test_compiled_block_gives_the_same_numbers(logdet):
     assert_all_close(results[1], results[0], 1e-5)
 
 
+@pytest.mark.usefixtures("users_defaults")
+@pytest.mark.filterwarnings("ignore")  # those of dynamo about what it traces
+def test_roulette_breaks_no_compiled_graph():
+    counts = []
+    for logdet in (fp.Krylov(terms=fp.Truncated(2)), fp.Krylov()):
+        torch._dynamo.reset()
+        transform = fp.ResidualTransform(fp.LipschitzMLP(5, (16,)), logdet=logdet)
+        counts.append(torch._dynamo.explain(transform)(torch.randn(512, 5)).graph_break_count)
+    assert counts[1] == counts[0]
+
+
 @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), fp.Krylov(terms=fp.Truncated(3))])
 def test_torch_func_grad(logdet, eps):
     transform = fp.ResidualTransform(fp.LipschitzMLP(5, (16,)), logdet=logdet)
