@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -55,33 +56,46 @@ def cells(line: dict[str, Any]) -> str:
     """The measured columns of one row."""
     if "failed" in line:
         return f"{line['failed']} | | | | | |"
-    mean, spread = (shown(line[key], ".3f") for key in ("test_log_likelihood", "two_standard_errors"))
+    level, spread = (shown(line[key], ".3f") for key in ("test_log_likelihood", "two_standard_errors"))
     forms = {"steps_per_second": ".1f", "peak_memory_mib": ".0f", "sampling_ms": ".0f", "round_trip_error": ".0e"}
     rest = " | ".join(shown(line[key], form) for key, form in forms.items())
-    return f"{mean} ± {spread} | {line['parameters']:,} | {line['steps']} | {rest}"
+    return f"{level} ± {spread} | {line['parameters']:,} | {line['steps']} | {rest}"
 
 
 def summary(lines: list[dict[str, Any]], out: Path) -> str:
-    """Means over seeds as a Markdown table, and what flowplug's transforms gain: differences on the same test rows."""
+    """Means over seeds as a Markdown table, and what flowplug's transforms gain: differences on the same test rows.
+
+    In bold the mixture with each host flow that is best on validation rows: the one to judge by.
+    """
     rows = [
-        "| data | model | seeds | test log-likelihood (nats) ± 2 s.e. | steps | gain (nats) ± 2 s.e. | of each seed |",
-        "|---|---|---|---|---|---|---|",
+        "| data | model | seeds | validation | test log-likelihood (nats) ± 2 s.e. | steps | gain (nats) ± 2 s.e. "
+        "| of each seed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    done = {key: {} for key in dict.fromkeys(key_of(line) for line in lines)}
+    done: dict[tuple[str, str], dict[int, tuple[Tensor, dict[str, Any]]]] = {key_of(line): {} for line in lines}
     for line in lines:
         values = log_likelihoods(line["config"], out)
         if "failed" not in line and values is not None:
-            done[key_of(line)][line["config"]["seed"]] = (values, line["steps"])
+            done[key_of(line)][line["config"]["seed"]] = (values, line)
+    validation = {key: mean(line["validation"] for _, line in runs.values()) for key, runs in done.items() if runs}
     for (data, model), runs in done.items():
-        plain = done.get((data, uci_models.PLAIN.get(model, "")), {})
+        name = uci_models.PLAIN.get(model, "")
+        plain, rivals = done.get((data, name), {}), [key for key in validation if key[0] == data]
         gain = {seed: values - plain[seed][0] for seed, (values, _) in runs.items() if seed in plain}
-        level = estimate([values for values, _ in runs.values()])
-        steps = sum(steps for _, steps in runs.values()) // max(len(runs), 1)
-        each = " ".join(f"{float(value.mean()):+.2f}" for value in gain.values())
-        seeds = " ".join(str(seed) for seed in runs)
-        rows.append(
-            f"| {data} | {model} | {seeds} | {level} | {steps} | {estimate(list(gain.values()), '+')} | {each} |"
+        best = max(
+            (key for key in rivals if uci_models.PLAIN.get(key[1]) == name), key=validation.__getitem__, default=""
         )
+        cells = (
+            data,
+            f"**{model}**" if name and best == (data, model) else model,
+            " ".join(str(seed) for seed in runs),
+            format(validation[data, model], ".3f") if runs else "",
+            estimate([values for values, _ in runs.values()]),
+            str(round(mean(line["steps"] for _, line in runs.values()))) if runs else "",
+            estimate(list(gain.values()), "+"),
+            " ".join(f"{float(value.mean()):+.2f}" for value in gain.values()),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

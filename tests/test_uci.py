@@ -696,10 +696,10 @@ class TestTable:
         assert len({row.count("|") for row in report.splitlines()}) == 1
 
 
-def saved_line(out, model, seed, values, lr=1e-3):
+def saved_line(out, model, seed, values, lr=1e-3, validation=0.0):
     config = {"data": "t", "model": model, "seed": seed, "lr": lr}
     torch.save({"config": config, "values": torch.tensor(values)}, out / f"t-{model}-{seed}.values.pt")
-    return {"config": config, "steps": 10 + seed}
+    return {"config": config, "steps": 10 + seed, "validation": validation}
 
 
 class TestSummary:
@@ -714,8 +714,8 @@ class TestSummary:
         *_, plain, row = uci.summary(lines, tmp_path).splitlines()
         mean = 2 * ((0.5**2 + 100.5**2 + 50.5**2 + 7.5**2 - 4 * 39.75**2) / 3 / 4 + 0.5 / 2) ** 0.5
         gain = 2 * (4 / 3 / 4 + 2 / 2) ** 0.5  # means of rows 2 4 2 4, of seeds 4 2
-        assert plain == f"| t | zuko-maf | 0 1 | 39.750 ± {mean:.3f} | 10 |  |  |"
-        assert row.startswith("| t | zuko-maf+dense | 1 0 2 | 31.")
+        assert plain == f"| t | zuko-maf | 0 1 | 0.000 | 39.750 ± {mean:.3f} | 10 |  |  |"
+        assert row.startswith("| t | **zuko-maf+dense** | 1 0 2 | 0.000 | 31.")
         assert row.endswith(f" | 11 | +3.000 ± {gain:.3f} | +4.00 +2.00 |")
 
     def test_one_seed_has_the_error_of_its_rows(self, uci, tmp_path):
@@ -724,7 +724,13 @@ class TestSummary:
             saved_line(tmp_path, "normflows-residual", 0, [0.0, 0.0, 0.0, 0.0]),
         ]
         *_, row, _ = uci.summary(lines, tmp_path).splitlines()
-        assert row.split(" | ")[2:] == ["0", "2.000 ± 1.155", "10", "+2.000 ± 1.155", "+2.00 |"]
+        assert row.split(" | ")[2:] == ["0", "0.000", "2.000 ± 1.155", "10", "+2.000 ± 1.155", "+2.00 |"]
+
+    def test_the_best_mixture_on_validation_rows_is_in_bold(self, uci, tmp_path):
+        models = {"zuko-maf": 9, "zuko-maf+dense": 1, "zuko-maf+residual": 2, "nflows-rqs+dense": 0, "dense": 5}
+        lines = [saved_line(tmp_path, model, 0, [0.0, 1.0], validation=v) for model, v in models.items()]
+        bold = [row.split(" | ")[1] for row in uci.summary(lines, tmp_path).splitlines() if "**" in row]
+        assert bold == ["**zuko-maf+residual**", "**nflows-rqs+dense**"]
 
     def test_values_of_other_options_and_failed_runs_are_not_compared(self, uci, tmp_path):
         old = saved_line(tmp_path, "zuko-maf", 0, [0.0, 1.0])
