@@ -169,7 +169,7 @@ class TestMLP:
         assert bound.norm == norm.orders()[0]
         assert 0.88 < float(bound) <= 0.9 * 1.00001
 
-    @pytest.mark.parametrize("activation", [fp.Sine, fp.LipSwish, nn.Tanh])
+    @pytest.mark.parametrize("activation", [lambda: fp.Sine(3.0), fp.LipSwish, nn.Tanh])
     def test_jacobian_is_that_of_autograd(self, activation, eps):
         g = fp.LipschitzMLP(3, (8, 8), context_features=2, activation=activation)
         x, context = torch.randn(5, 3), torch.randn(5, 2)
@@ -178,6 +178,10 @@ class TestMLP:
         for row in range(5):
             wanted = torch.autograd.functional.jacobian(lambda z, row=row: g(z, context[row]), x[row])
             torch.testing.assert_close(jacobian[row], wanted, atol=10 * eps, rtol=0)
+        parameters = list(g.parameters())
+        grads, wanted = (torch.autograd.grad(out.square().sum(), parameters) for out in (y, g(x, context)))
+        for grad, other in zip(grads, wanted, strict=True):
+            torch.testing.assert_close(grad, other, atol=100 * eps, rtol=0)
 
     def test_rows_select_the_context(self, eps):
         g = fp.LipschitzMLP(3, (8,), context_features=2)

@@ -179,7 +179,7 @@ class TestTerms:
         for row in counts:
             for k, (weight, count) in enumerate(terms.schedule(11, lambda: 0.6, generator)):
                 if k < len(row):
-                    row[k] = count * weight
+                    row[k] = min(count, 11) * weight
         # Each row has term k with probability 1 / weight: 11 rows on average; a z-test at 5 standard errors.
         error = (counts.mean(0) - 11).abs()
         assert not counts[:, :2].std(0).any()
