@@ -42,12 +42,17 @@ class ResidualTransform(Transform):
     In train mode they use fresh noise from torch's generators (or that of `fixed_noise`); in eval mode the noise is
     fixed per transform, so that repeated calls agree.
 
+    ``torch.compile(transform)`` works; a training step takes 0.7 to 0.8 of the time then. On one core of a CPU, batch
+    512, in multiples of forward and backward of the bare networks (``examples/benchmarks/speed.py --compile``): 43-d,
+    three hidden layers of 128: 2.6, compiled 2.1 (normflows: 4.5); one hidden layer: 3.5, compiled 2.8 (normflows 5.0).
+
     Args:
         g: The residual branch; keeps the shape of x. Its `lipschitz_bound` must be known and below 1. A branch with an
             attribute ``context_features`` > 0 is called as ``g(x, context)``.
         logdet: `ExactLogDet`, `PowerSeries`, ... for train mode. ``None``: chosen by the dimension of the events, exact
             where that costs no more than an estimate.
-        eval_logdet: The same for eval mode. ``None``: exact while affordable, else 20 exact terms and roulette.
+        eval_logdet: The same for eval mode. ``None``: exact while affordable, else `Krylov` with 8 exact
+            terms and roulette.
         solver: Solves for the inverse.
         event_dim: Number of event dimensions; ``None`` takes it from ``g.event_shape``, or 1.
         max_rows: Number of samples evaluated at a time where no gradient is asked for (``torch.no_grad()``), which

@@ -102,11 +102,14 @@ class SeriesLogDet(abc.ABC):
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)`` in nats."""
-        return self.gradient(self, branch, x, self._draw(branch, x, noise))
+        # Apart, so that what is compiled knows how many terms there are; no decorator, which would import the compiler.
+        draw = self._draw
+        if torch.compiler.is_compiling():
+            draw = torch.compiler.disable(draw)  # type: ignore[no-untyped-call]
+        return self.gradient(self, branch, x, draw(branch, x, noise))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _draw(self, branch: Branch, x: Tensor, noise: Noise) -> list[Draw]:
-        """The randomness of every probe; apart, so that what is compiled knows how many terms there are."""
+        """The randomness of every probe."""
         generator, draws = noise.generator(x.device), []
         for v in self.probes.draw(x, generator):
             order = torch.randperm(len(x), generator=generator, device=x.device)
