@@ -307,3 +307,28 @@ class TestBound:
             return fp.LipschitzBound(0.5)
 
         assert float(fp.ResidualTransform(Mine()).lipschitz) == 0.5
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda kind: kind(nn.Linear)(2, 2),
+            lambda kind: kind(nn.Sequential)(nn.Tanh()),
+            lambda kind: kind(nn.Tanh)(),
+            lambda kind: kind(nn.Conv2d)(2, 2, 3),
+            lambda kind: kind(fp.LipschitzLinear)(2, 2),
+            lambda kind: kind(fp.LipschitzConv2d)(2, 2, 3),
+            lambda kind: kind(fp.LipschitzMLP)(2),
+            lambda kind: kind(fp.MaxMin)(),
+            lambda kind: kind(fp.CLipSwish)(),
+        ],
+    )
+    def test_a_subclass_has_the_bound_of_its_base_unless_it_replaces_forward(self, make):
+        def same(base):
+            return type("Same", (base,), {})
+
+        def doubled(base):
+            return type("Doubled", (base,), {"forward": lambda self, x: 2 * base.forward(self, x)})
+
+        assert float(fp.lipschitz_bound(make(same))) > 0
+        with pytest.raises(fp.LipschitzError, match="Doubled replaces the forward of"):
+            fp.lipschitz_bound(make(doubled))

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import h5py
@@ -359,7 +360,7 @@ class TestModels:
                 for p in density.parameters():
                     p.add_(0.01)
                 density.after_update()
-                assert (density(x) - before).abs().max() > 0.05, name
+                assert (density(x) - before).abs().max() > 0.01, name
                 torch.testing.assert_close(other(x), before, atol=1e-3, rtol=0, msg=name)
                 assert density.sample(4).shape == (4, 5), name
                 torch.testing.assert_close(density.round_trip(x), x, atol=1e-2, rtol=0, msg=name)
@@ -460,7 +461,7 @@ class TestTraining:
             assert line["round_trip_error"] < 1e-3
             assert line["sampling_ms"] > 0
             assert line["peak_memory_mib"] > 50
-            assert line["versions"]["torch"] == torch.__version__
+            assert line["versions"]["torch"] == version("torch")
         assert (out / "table.md").read_text().count("\n") == 6
         written = {path.name for path in out.iterdir() if path.suffix != ".pt"}
         assert written == {"curves.png", "results.jsonl", "summary.md", "table.md"}

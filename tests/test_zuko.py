@@ -249,3 +249,9 @@ def test_dense_flow():
     torch.testing.assert_close(flow().log_prob(x), base.log_prob(y).sum(1) + ladj)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         flowplug_zuko.DenseFlow(3, transforms=0)
+
+
+def test_masked_layers_have_no_known_bound():
+    mask = torch.ones(2, 2).tril().bool()
+    with pytest.raises(fp.LipschitzError, match="MaskedLinear replaces the forward of Linear"):
+        fp.ResidualTransform(zuko.nn.MaskedMLP(mask, (8,)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._errors import LipschitzError, ShapeError
-from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound
+from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound, rule_for
 
 
 def _largest_swish_slope() -> float:
@@ -204,12 +204,12 @@ def _pair_constant(order: float) -> float:
     return SWISH_SLOPE if math.isinf(order) else SWISH_SLOPE * (1 + ratio**order) ** (1 / order)
 
 
-@lipschitz_bound.register
+@rule_for(CLipSwish)
 def _(module: CLipSwish) -> LipschitzBound:
     return module.lipschitz_bound_in(module.order)
 
 
-@lipschitz_bound.register
+@rule_for(nn.SiLU)
 def _(module: nn.SiLU) -> LipschitzBound:
     return LipschitzBound(SWISH_SLOPE)
 
@@ -279,7 +279,6 @@ class FullSort(nn.Module):
         return x.sort(dim=1).values
 
 
-@lipschitz_bound.register(GroupSort)
-@lipschitz_bound.register(FullSort)
+@rule_for(GroupSort, FullSort)
 def _(module: nn.Module) -> LipschitzBound:
     return LipschitzBound(1.0)

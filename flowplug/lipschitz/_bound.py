@@ -1,8 +1,9 @@
 """Certificates: true upper bounds on Lipschitz constants, from the weights in use."""
 
 import math
-from functools import singledispatch
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import partial, singledispatch
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
         The `LipschitzBound`.
 
     Raises:
-        LipschitzError: No bound is known for the module, or the bounds of its parts do not share norms.
+        LipschitzError: No bound is known for the module, its class replaces the ``forward`` of the class whose bound
+            is known, or the bounds of its parts do not share norms.
 
     Example:
         >>> class Halve(nn.Module):
@@ -67,6 +69,30 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
         f"no Lipschitz bound is known for {type(module).__module__}.{type(module).__qualname__}: build g from "
         "flowplug's Lipschitz layers, or register the bound of your module with @flowplug.lipschitz_bound.register"
     )
+
+
+Rule = Callable[[Any], LipschitzBound]
+
+
+def rule_for(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Registers the bound of modules of these classes, and of subclasses that do not replace ``forward``."""
+
+    def register(rule: Rule) -> Rule:
+        for kind in kinds:
+            lipschitz_bound.register(kind, partial(_apply, rule, kind))
+        return rule
+
+    return register
+
+
+def _apply(rule: Rule, kind: type[nn.Module], module: nn.Module) -> LipschitzBound:
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    if type(module).forward is not kind.forward:
+        raise LipschitzError(
+            f"{name} replaces the forward of {kind.__name__}, whose bound need not be its own: register one with "
+            "@flowplug.lipschitz_bound.register"
+        )
+    return rule(module)
 
 
 @runtime_checkable
@@ -116,47 +142,49 @@ def compose_bounds(name: str, *parts: LipschitzBound | nn.Module) -> LipschitzBo
     return LipschitzBound(value, start, None if order == start else order)
 
 
-@lipschitz_bound.register
+@rule_for(nn.Sequential)
 def _(module: nn.Sequential) -> LipschitzBound:
     return compose_bounds("nn.Sequential", *module)
 
 
-@lipschitz_bound.register
+@rule_for(nn.Linear)
 def _(module: nn.Linear) -> LipschitzBound:
     return LipschitzBound(torch.linalg.matrix_norm(module.weight, 2), 2.0)
 
 
-@lipschitz_bound.register(nn.Identity)
-@lipschitz_bound.register(nn.Flatten)
-@lipschitz_bound.register(nn.Unflatten)
-@lipschitz_bound.register(nn.PixelShuffle)
-@lipschitz_bound.register(nn.PixelUnshuffle)
-@lipschitz_bound.register(nn.ReLU)
-@lipschitz_bound.register(nn.Hardtanh)
-@lipschitz_bound.register(nn.Tanh)
-@lipschitz_bound.register(nn.Softsign)
-@lipschitz_bound.register(nn.Softplus)
-@lipschitz_bound.register(nn.LogSigmoid)
+@rule_for(
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ReLU,
+    nn.Hardtanh,
+    nn.Tanh,
+    nn.Softsign,
+    nn.Softplus,
+    nn.LogSigmoid,
+)
 def _(module: nn.Module) -> LipschitzBound:
     return LipschitzBound(1.0)
 
 
-@lipschitz_bound.register
+@rule_for(nn.Sigmoid)
 def _(module: nn.Sigmoid) -> LipschitzBound:
     return LipschitzBound(0.25)
 
 
-@lipschitz_bound.register
+@rule_for(nn.ELU)
 def _(module: nn.ELU) -> LipschitzBound:
     return LipschitzBound(max(1.0, abs(module.alpha)))
 
 
-@lipschitz_bound.register
+@rule_for(nn.LeakyReLU)
 def _(module: nn.LeakyReLU) -> LipschitzBound:
     return LipschitzBound(max(1.0, abs(module.negative_slope)))
 
 
-@lipschitz_bound.register
+@rule_for(nn.PReLU)
 def _(module: nn.PReLU) -> LipschitzBound:
     return LipschitzBound(module.weight.abs().amax().clamp(min=1))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import LipschitzError, ShapeError
-from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound
+from flowplug.lipschitz._bound import LipschitzBound, rule_for
 from flowplug.lipschitz._linear import LipschitzLayer
 from flowplug.lipschitz._norms import OperatorNorm
 from flowplug.lipschitz._spectral import Gram
@@ -158,9 +158,12 @@ class LipschitzConv3d(LipschitzConv, nn.Conv3d):
     """
 
 
-@lipschitz_bound.register(nn.Conv1d)
-@lipschitz_bound.register(nn.Conv2d)
-@lipschitz_bound.register(nn.Conv3d)
+@rule_for(LipschitzConv)
+def _(module: LipschitzConv) -> LipschitzBound:
+    return module.certify(module.bounded_weight())
+
+
+@rule_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def _(module: Convolution) -> LipschitzBound:
     check_convolution(module)
     return LipschitzBound(Gram().measure(module.weight), 2.0)

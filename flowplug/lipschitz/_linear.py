@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._errors import LipschitzError, ShapeError
-from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound
+from flowplug.lipschitz._bound import LipschitzBound, rule_for
 from flowplug.lipschitz._norms import InfNorm, OperatorNorm
 
 
@@ -114,6 +114,6 @@ class LipschitzLinear(LipschitzLayer, nn.Linear):
         return self.affine(x, self.bounded_weight(), self.bias)
 
 
-@lipschitz_bound.register
-def _(module: LipschitzLayer) -> LipschitzBound:
+@rule_for(LipschitzLinear)
+def _(module: LipschitzLinear) -> LipschitzBound:
     return module.certify(module.bounded_weight())

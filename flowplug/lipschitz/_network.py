@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from flowplug._branch import Branch
 from flowplug._errors import ContextError, LipschitzError, ShapeError
-from flowplug.lipschitz._bound import LipschitzBound, bound_in, compose_bounds, lipschitz_bound, require_contraction
+from flowplug.lipschitz._bound import (
+    LipschitzBound,
+    bound_in,
+    compose_bounds,
+    lipschitz_bound,
+    require_contraction,
+    rule_for,
+)
 from flowplug.lipschitz._linear import LipschitzLayer
 from flowplug.lipschitz._norms import OperatorNorm
 from flowplug.lipschitz._path_norm import PathNorm
@@ -124,7 +131,7 @@ class LipschitzNetwork(nn.Module):
         return [cast(LipschitzLayer, layer) for layer in self.layers]
 
 
-@lipschitz_bound.register
+@rule_for(LipschitzNetwork)
 def _(module: LipschitzNetwork) -> LipschitzBound:
     return module.certify(module.bounded_weights())
 
