@@ -15,7 +15,8 @@ Learning rates were chosen on validation rows, for each model its own. With 8 tr
     zuko RealNVP               3.64 +- 0.16      1.11 +- 0.10     -24.10 +- 0.79
 
 On MiniBooNE the default has overfitted long before the learning rate has come down over 600 seconds; a schedule of
-200, better on validation rows too, ends at -15.52 +- 0.98 there, and with half the learning rate at -15.06 +- 0.96.
+200, better on validation rows too, ends at -15.52 +- 0.98 there, and with half the learning rate at -15.06 +- 0.96. A
+fifth of it gives -15.41 +- 0.94, and half of normflows' own -16.05 +- 0.96.
 
     python examples/benchmarks/equal_time.py
     python examples/benchmarks/equal_time.py --data FILE.npz --seconds 100
