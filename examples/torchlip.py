@@ -1,4 +1,4 @@
-"""Uses layers of another library in g: deel-torchlip's, beside a flow of flowplug's own networks on two moons.
+"""Uses layers of another library in g: deel-torchlip's, beside flowplug's own networks on two moons.
 
 Their linear layers are torch's with a parametrised weight, so the bound is the norm of the weight in use; what else
 they have is accepted once its bound is registered. GroupSort is piecewise linear, so densities jump: in a flow smooth
@@ -65,7 +65,7 @@ def fit(networks: list[nn.Module], steps: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Trains both flows and prints their lines."""
+    """Trains the flows and prints their lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500, help="of training (default %(default)s)")
     parser.add_argument("--blocks", type=int, default=8, help="residual transforms (default %(default)s)")

@@ -320,6 +320,8 @@ class TestBound:
             lambda kind: kind(fp.LipschitzMLP)(2),
             lambda kind: kind(fp.MaxMin)(),
             lambda kind: kind(fp.CLipSwish)(),
+            lambda kind: kind(fp.Sine)(),
+            lambda kind: nn.Sequential(fp.LipschitzLinear(2, 2), kind(fp.CLipSwish)(math.inf)),
         ],
     )
     def test_a_subclass_has_the_bound_of_its_base_unless_it_replaces_forward(self, make):

@@ -153,6 +153,11 @@ class _SineAndCosine(torch.autograd.Function):
         return torch.addcmul(grads[0] * cosine, grads[1], sine, value=-1)
 
 
+@rule_for(LipSwish, Sine)  # another forward would need another derivative too
+def _(module: Activation) -> LipschitzBound:
+    return LipschitzBound(1.0)
+
+
 class CLipSwish(nn.Module):
     r"""Swish of the input and of its negative, side by side: no direction saturates, at twice the width.
 

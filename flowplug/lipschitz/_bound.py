@@ -86,11 +86,10 @@ def rule_for(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def _apply(rule: Rule, kind: type[nn.Module], module: nn.Module) -> LipschitzBound:
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
     if type(module).forward is not kind.forward:
         raise LipschitzError(
-            f"{name} replaces the forward of {kind.__name__}, whose bound need not be its own: register one with "
-            "@flowplug.lipschitz_bound.register"
+            f"{type(module).__module__}.{type(module).__qualname__} replaces the forward of {kind.__name__}, whose "
+            "bound need not be its own: register one with @flowplug.lipschitz_bound.register"
         )
     return rule(module)
 
@@ -105,9 +104,8 @@ class NormDependent(Protocol):
 
 def bound_in(module: nn.Module, order: float | None) -> LipschitzBound:
     """The bound of a module whose input is measured in the norm of this order, if the module has one in it."""
-    if order is not None and isinstance(module, NormDependent):
-        return module.lipschitz_bound_in(order)
-    return lipschitz_bound(module)
+    bound = lipschitz_bound(module)  # refuses a module without one
+    return module.lipschitz_bound_in(order) if order is not None and isinstance(module, NormDependent) else bound
 
 
 def compose_bounds(name: str, *parts: LipschitzBound | nn.Module) -> LipschitzBound:
