@@ -99,7 +99,7 @@ class TestActivations:
         torch.testing.assert_close(activation.derivative(x), slope, atol=20 * eps, rtol=20 * eps)
         assert float(slope.abs().max()) <= 1 + 10 * eps
         assert float(slope.max()) > 0.999
-        frequency = activation.frequency()
+        frequency = activation.frequency(1)
         value, unit = activation.linearize(frequency * x)
         torch.testing.assert_close(value / frequency, activation(x), atol=20 * eps, rtol=20 * eps)
         torch.testing.assert_close(unit, slope, atol=20 * eps, rtol=20 * eps)
@@ -107,6 +107,42 @@ class TestActivations:
     def test_bad_frequency(self):
         with pytest.raises(ValueError, match="positive; got 0"):
             fp.Sine(0.0)
+        for highest in (0.5, math.inf, math.nan):
+            with pytest.raises(ValueError, match="at least 1 and finite"):
+                fp.SineHuber(highest)
+
+    def test_sines_and_pseudo_huber_functions_at_a_ladder_of_frequencies(self, eps):
+        activation, x = fp.SineHuber(16.0), torch.linspace(-3, 3, 100).unsqueeze(1)
+        with torch.no_grad():
+            activation.log_frequency.copy_(torch.tensor([0.5, -0.5]))
+        first, second = (1, 4, 16), (1, 16)
+        columns = [torch.sin(math.exp(0.5) * w * x) / (math.exp(0.5) * w) for w in first]
+        for w in (math.exp(-0.5) * w for w in second):
+            columns.append((torch.sqrt(1 + (w * x) ** 2) - 1) / w)
+        value = activation(x.expand(-1, 5))
+        torch.testing.assert_close(value, torch.cat(columns, dim=1), atol=20 * eps, rtol=20 * eps)
+        pixels = x.expand(-1, 5)[..., None, None].expand(-1, 5, 2, 3)
+        assert torch.equal(activation(pixels), value[..., None, None].expand_as(pixels))
+        assert activation(torch.zeros(2, 1)).shape == (2, 1)
+        with pytest.raises(fp.ShapeError, match=r"\(B, channels, \*spatial\); got \(3,\)"):
+            activation(torch.zeros(3))
+
+    def test_slopes_of_every_channel_are_right_and_at_most_1(self, eps):
+        activation, x = fp.SineHuber(), torch.linspace(-20, 20, 401).unsqueeze(1).expand(-1, 6).clone().requires_grad_()
+        (slope,) = torch.autograd.grad(activation(x).sum(), x)
+        torch.testing.assert_close(activation.derivative(x), slope, atol=1e3 * eps, rtol=1e3 * eps)
+        assert float(slope.abs().max()) <= 1 + 10 * eps
+        assert float(slope.amax(0).min()) > 0.9
+        assert float(slope.amin(0).max()) < -0.9
+        frequency = activation.frequency(6)
+        value, unit = activation.linearize(frequency * x)
+        torch.testing.assert_close(value / frequency, activation(x), atol=20 * eps, rtol=20 * eps)
+        torch.testing.assert_close(unit, slope, atol=1e3 * eps, rtol=1e3 * eps)
+
+    def test_all_derivatives_of_value_and_slope(self):
+        activation, x = fp.SineHuber(3.0).double(), torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(activation.linearize, x)
+        assert torch.autograd.gradgradcheck(activation.linearize, x)
 
     @pytest.mark.parametrize("order", [1.0, 1.5, 2.0, 3.0, math.inf])
     @pytest.mark.parametrize("scaled", [1.0, 2.0, math.inf])
@@ -169,7 +205,7 @@ class TestMLP:
         assert bound.norm == norm.orders()[0]
         assert 0.88 < float(bound) <= 0.9 * 1.00001
 
-    @pytest.mark.parametrize("activation", [lambda: fp.Sine(3.0), fp.LipSwish, nn.Tanh])
+    @pytest.mark.parametrize("activation", [fp.SineHuber, lambda: fp.Sine(3.0), fp.LipSwish, nn.Tanh])
     def test_jacobian_is_that_of_autograd(self, activation, eps):
         g = fp.LipschitzMLP(3, (8, 8), context_features=2, activation=activation)
         x, context = torch.randn(5, 3), torch.randn(5, 2)
@@ -321,6 +357,7 @@ class TestBound:
             lambda kind: kind(fp.MaxMin)(),
             lambda kind: kind(fp.CLipSwish)(),
             lambda kind: kind(fp.Sine)(),
+            lambda kind: kind(fp.SineHuber)(),
             lambda kind: nn.Sequential(fp.LipschitzLinear(2, 2), kind(fp.CLipSwish)(math.inf)),
         ],
     )

@@ -305,14 +305,14 @@ class TestDefaults:
         transform.eval()(x)
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_no_logdet(self):
+    def test_no_logdet(self, eps):
         transform, x = residual(), torch.randn(4, 3)
         with fp.no_logdet():
             y, zeros = transform(x)
             back, inverse_zeros = transform.inverse(y)
         assert not zeros.any()
         assert not inverse_zeros.any()
-        assert torch.equal(y, transform(x)[0])
+        torch.testing.assert_close(y, transform(x)[0], atol=10 * eps, rtol=10 * eps)
         assert transform(x)[1].any()
         assert back.requires_grad
 

@@ -36,7 +36,7 @@ class ResidualTransform(NflowsTransform):
         hidden_features: int,
         context_features: int | None = None,
         num_blocks: int = 1,
-        activation: Callable[[], nn.Module] = fp.Sine,
+        activation: Callable[[], nn.Module] = fp.SineHuber,
         *,
         bound: float = 0.97,
         logdet: fp.LogDet | None = None,

@@ -37,7 +37,7 @@ class ResidualTransform(ZukoTransform):
         hidden_features: Sequence[int] = (128,),
         *,
         exact: bool | None = None,
-        activation: Callable[[], nn.Module] = fp.Sine,
+        activation: Callable[[], nn.Module] = fp.SineHuber,
         bound: float = 0.97,
     ) -> None:
         g = fp.LipschitzMLP(features, hidden_features, context_features=context, activation=activation, bound=bound)

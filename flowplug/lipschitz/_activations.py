@@ -37,8 +37,12 @@ class Activation(nn.Module, abc.ABC):
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
 
-    def frequency(self) -> Tensor | None:
-        r"""The :math:`\omega` of a :math:`\phi(x) = \phi_1(\omega x) / \omega`, for networks to fold into weights."""
+    def frequency(self, width: int) -> Tensor | None:
+        r"""The :math:`\omega` of a :math:`\phi(x) = \phi_1(\omega x) / \omega`, for networks to fold into weights.
+
+        A scalar, or one for each of ``width`` channels.
+        """
+        del width
         return None
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,14 +76,15 @@ class LipSwish(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, of the shape of ``x``."""
-        return x * torch.sigmoid(self.frequency() * x) / SWISH_SLOPE
+        return x * torch.sigmoid(self.frequency(1) * x) / SWISH_SLOPE
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
-        return self.linearize(self.frequency() * x)[1]
+        return self.linearize(self.frequency(1) * x)[1]
 
-    def frequency(self) -> Tensor:
+    def frequency(self, width: int) -> Tensor:
         r""":math:`\beta`."""
+        del width
         return functional.softplus(self.raw_beta)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,15 +121,16 @@ class Sine(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, of the shape of ``x``."""
-        frequency = self.frequency()
+        frequency = self.frequency(1)
         return torch.sin(frequency * x) / frequency
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
-        return torch.cos(self.frequency() * x)
+        return torch.cos(self.frequency(1) * x)
 
-    def frequency(self) -> Tensor:
+    def frequency(self, width: int) -> Tensor:
         r""":math:`\omega`."""
+        del width
         return self.log_frequency.exp()
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:

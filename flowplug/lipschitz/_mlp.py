@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._branch import Linearization
-from flowplug.lipschitz._activations import Activation, Sine
+from flowplug.lipschitz._activations import Activation
 from flowplug.lipschitz._linear import LipschitzLinear
 from flowplug.lipschitz._network import LipschitzNetwork, NetworkBranch, check_sizes, make_activation, norms_of
 from flowplug.lipschitz._norms import OperatorNorm
 from flowplug.lipschitz._path_norm import PathNorm
+from flowplug.lipschitz._sine_huber import SineHuber
 
 
 class LipschitzMLP(LipschitzNetwork):
@@ -35,9 +36,9 @@ class LipschitzMLP(LipschitzNetwork):
         norm: The norm the bound holds in: `PathNorm` for the network as a whole; `InfNorm`, `OneNorm`, `Gram`, `SVD`,
             `PowerIteration` or `LearnedOrder` for each layer; or one norm per layer, each from the norm in which the
             one before it ends, and the last back to that of x.
-        activation: Makes one activation per hidden layer: `Sine`, `LipSwish`, `CLipSwish`, or any module with a known
-            `lipschitz_bound` of at most 1, which may change the width. Exact Jacobians are fast (batched matrix
-            products) for `Sine` and `LipSwish`.
+        activation: Makes one activation per hidden layer: `SineHuber`, `Sine`, `LipSwish`, `CLipSwish`, or any module
+            with a known `lipschitz_bound` of at most 1, which may change the width. Exact Jacobians are fast (batched
+            matrix products) for the first three.
         zero_last: Whether the last layer starts at zero, so that ``x + g(x)`` starts as the identity.
 
     Raises:
@@ -62,7 +63,7 @@ class LipschitzMLP(LipschitzNetwork):
         context_features: int = 0,
         bound: float = 0.97,
         norm: OperatorNorm | Sequence[OperatorNorm] = PathNorm(),  # noqa: B008 -- frozen and stateless
-        activation: Callable[[], nn.Module] = Sine,
+        activation: Callable[[], nn.Module] = SineHuber,
         zero_last: bool = False,
     ) -> None:
         super().__init__()
@@ -108,7 +109,8 @@ class MLPBranch(NetworkBranch):
         activations = [module for module in self._network.activations if isinstance(module, Activation)]
         if len(activations) < len(self._network.activations):
             return None
-        folded = self._folded([activation.frequency() for activation in activations])
+        widths = [weight.shape[0] for weight in self._weights[:-1]]
+        folded = self._folded([module.frequency(width) for module, width in zip(activations, widths, strict=True)])
         hidden, slopes = folded._affine(0, x.flatten(1)), []
         for i, activation in enumerate(activations, 1):
             hidden, slope = activation.linearize(hidden)
@@ -121,7 +123,7 @@ class MLPBranch(NetworkBranch):
         weights, shifts = list(self._weights), list(self._shifts)
         for i, frequency in enumerate(frequencies):
             if frequency is not None:
-                weights[i], shifts[i] = weights[i] * frequency, shifts[i] * frequency
+                weights[i], shifts[i] = weights[i] * frequency.reshape(-1, 1), shifts[i] * frequency
                 weights[i + 1] = weights[i + 1] / frequency
         return MLPBranch(self._network, self.context, weights, shifts)
 
