@@ -46,7 +46,7 @@ class SineHuber(Activation):
     def forward(self, x: Tensor) -> Tensor:
         """The value ``(B, channels, *spatial)``."""
         frequency = self._frequency_of(x)
-        return self.linearize(frequency * x)[0] / frequency
+        return _value(frequency * x) / frequency
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
@@ -79,6 +79,12 @@ class SineHuber(Activation):
 def _sines(width: int) -> int:
     """How many of the channels are sines."""
     return (width + 1) // 2
+
+
+def _value(x: Tensor) -> Tensor:
+    """All functions at frequency 1."""
+    u, v = x[:, : _sines(x.shape[1])], x[:, _sines(x.shape[1]) :]
+    return torch.cat([u.sin(), (1 + v.square()).sqrt() - 1], dim=1)
 
 
 class _ValueAndSlope(torch.autograd.Function):
