@@ -128,6 +128,7 @@ class TestActivations:
             activation(torch.zeros(3))
 
     def test_slopes_of_every_channel_are_right_and_at_most_1(self, eps):
+        # A frequency of 30 makes of the rounding of its arguments, up to 600, an error of a slope of 600 eps.
         activation, x = fp.SineHuber(), torch.linspace(-20, 20, 401).unsqueeze(1).expand(-1, 6).clone().requires_grad_()
         (slope,) = torch.autograd.grad(activation(x).sum(), x)
         torch.testing.assert_close(activation.derivative(x), slope, atol=1e3 * eps, rtol=1e3 * eps)
@@ -138,6 +139,19 @@ class TestActivations:
         value, unit = activation.linearize(frequency * x)
         torch.testing.assert_close(value / frequency, activation(x), atol=20 * eps, rtol=20 * eps)
         torch.testing.assert_close(unit, slope, atol=1e3 * eps, rtol=1e3 * eps)
+
+    def test_half_precision_does_not_overflow(self):
+        activation, x = fp.SineHuber(1.0).half(), torch.full((1, 2), 1e3, dtype=torch.float16)
+        value, slope = activation.linearize(x)
+        assert value.dtype == slope.dtype == torch.float16
+        assert [out[0, 1].item() for out in (value, slope, activation(x))] == [999, 1, 999]
+
+    def test_autocast_to_half_precision_far_out(self):
+        g, x = fp.LipschitzMLP(4, (16,)), 100 * torch.randn(20, 4)
+        wanted = g(x).detach()
+        with torch.no_grad(), torch.autocast("cpu", torch.float16):
+            y = g.branch(None).linearize(x).y
+        assert float((y - wanted).abs().amax()) <= 2 * torch.finfo(torch.float16).eps * float(x.abs().amax())
 
     def test_all_derivatives_of_value_and_slope(self):
         activation, x = fp.SineHuber(3.0).double(), torch.randn(4, 5, dtype=torch.float64, requires_grad=True)

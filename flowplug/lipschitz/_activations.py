@@ -139,19 +139,24 @@ class Sine(Activation):
         return value, slope
 
 
-class _SineAndCosine(torch.autograd.Function):
-    """Each taken once: autograd would take both again in the backward pass."""
+class ValueAndSlope(torch.autograd.Function):
+    """A function with its slope, each taken once: the backward pass needs no more than these two."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.sin(), x.cos()
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+        """Saves both."""
         del inputs
         ctx.save_for_backward(*output)
+
+
+class _SineAndCosine(ValueAndSlope):
+    """Autograd would take both again in the backward pass."""
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sin(), x.cos()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401

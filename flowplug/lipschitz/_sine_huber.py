@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
-from flowplug.lipschitz._activations import Activation
+from flowplug.lipschitz._activations import Activation, ValueAndSlope
 from flowplug.lipschitz._bound import LipschitzBound, rule_for
 
 
@@ -25,7 +25,7 @@ class SineHuber(Activation):
     sines; Huber, "Robust Estimation of a Location Parameter", Ann. Math. Stat. 35, 1964, for the function smoothed.
 
     Args:
-        highest: The highest frequency by the lowest, at least 1.
+        highest: The highest frequency over the lowest, at least 1.
 
     Raises:
         ValueError: ``highest`` is below 1 or infinite.
@@ -46,7 +46,8 @@ class SineHuber(Activation):
     def forward(self, x: Tensor) -> Tensor:
         """The value ``(B, channels, *spatial)``."""
         frequency = self._frequency_of(x)
-        return _value(frequency * x) / frequency
+        u, v = _halves(frequency * x)
+        return torch.cat([u.sin(), _root(v) - 1], dim=1) / frequency
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative at ``x``, of the same shape."""
@@ -81,35 +82,33 @@ def _sines(width: int) -> int:
     return (width + 1) // 2
 
 
-def _value(x: Tensor) -> Tensor:
-    """All functions at frequency 1."""
-    u, v = x[:, : _sines(x.shape[1])], x[:, _sines(x.shape[1]) :]
-    return torch.cat([u.sin(), (1 + v.square()).sqrt() - 1], dim=1)
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The channels of the sines, and those of the pseudo-Huber functions."""
+    n = _sines(x.shape[1])
+    return x[:, :n], x[:, n:]
 
 
-class _ValueAndSlope(torch.autograd.Function):
-    """Each function taken once: the backward pass needs no other than the two outputs."""
+def _root(v: Tensor) -> Tensor:
+    """``sqrt(1 + v^2)``, whose square would overflow half precision."""
+    wide = v.float() if v.dtype.itemsize < 4 else v
+    return (1 + wide.square()).sqrt().to(v.dtype)
 
-    generate_vmap_rule = True
+
+class _ValueAndSlope(ValueAndSlope):
+    """Those of all channels at frequency 1."""
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        n = _sines(x.shape[1])
-        u, v = x[:, :n], x[:, n:]
-        root = (1 + v.square()).sqrt()
+        u, v = _halves(x)
+        root = _root(v)
         return torch.cat([u.sin(), root - 1], dim=1), torch.cat([u.cos(), v / root], dim=1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
-        del inputs
-        ctx.save_for_backward(*output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
         value, slope = ctx.saved_tensors
-        n = _sines(value.shape[1])
-        # The derivative of the slope: -sin u, and (1 + v^2)^(-3/2), of the pseudo-Huber function's value.
-        bend = torch.cat([-value[:, :n], (value[:, n:] + 1).reciprocal().pow(3)], dim=1)
+        sine, huber = _halves(value)
+        # The derivative of the slope: -sin u, and (1 + v^2)^(-3/2).
+        bend = torch.cat([-sine, (huber + 1).reciprocal().pow(3)], dim=1)
         return torch.addcmul(grads[0] * slope, grads[1], bend)
 
 
