@@ -54,8 +54,8 @@ from flowplug.lipschitz._norms import OneNorm as OneNorm
 from flowplug.lipschitz._path_norm import PathNorm as PathNorm
 from flowplug.lipschitz._power_iteration import PowerIteration as PowerIteration
 from flowplug.lipschitz._sine_huber import SineHuber as SineHuber
-from flowplug.lipschitz._spectral import SVD as SVD
 from flowplug.lipschitz._spectral import Gram as Gram
+from flowplug.lipschitz._svd import SVD as SVD
 from flowplug.logdet._control import ExactTrace as ExactTrace
 from flowplug.logdet._default import LogDet as LogDet
 from flowplug.logdet._exact import ExactLogDet as ExactLogDet

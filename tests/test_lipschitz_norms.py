@@ -164,6 +164,72 @@ class Bounded(nn.Module):
         return self.layer.bounded_weight()
 
 
+def structured(count):
+    """Weights whose largest singular vector is orthogonal to coordinates, to constants, or one of many."""
+    block = torch.block_diag(2 * torch.eye(count // 2), torch.full((count // 2, count // 2), 6 / count))
+    waves = torch.cos(2 * math.pi * torch.arange(count)[:, None] * torch.arange(count) / count)
+    return {
+        "largest column elsewhere": block,
+        "alternating signs": torch.outer(torch.ones(count), (-1.0) ** torch.arange(count)) + 0.1 * torch.eye(count),
+        "circulant": waves[:, 3][(torch.arange(count)[:, None] - torch.arange(count)) % count],
+        "orthogonal": nn.init.orthogonal_(torch.empty(count, count)),
+        "rank one": torch.outer(torch.randn(count), torch.randn(count)),
+        "constant": torch.ones(count, count),
+        "one entry": 3.0 * (torch.arange(count * count) == 5).view(count, count),
+    }
+
+
+class TestSpectral:
+    @pytest.mark.parametrize("count", [8, 64])
+    @pytest.mark.parametrize("name", structured(8))
+    def test_gradient_of_the_largest_singular_value(self, name, count, eps):
+        weight = structured(count)[name].requires_grad_()
+        value = fp.SVD().measure(weight)
+        (gradient,) = torch.autograd.grad(value, weight)
+        truth = torch.linalg.svdvals(weight.detach())
+        assert abs(float(value.detach() / truth[0]) - 1) <= 100 * eps
+        # A subgradient: of norm 1 in the dual, and its product with the weight is the norm.
+        assert abs(float((gradient * weight.detach()).sum() / truth[0]) - 1) <= 100 * eps
+        assert abs(float(torch.linalg.svdvals(gradient).sum()) - 1) <= 100 * eps
+        if truth[1] < 0.99 * truth[0]:
+            u, _, v = torch.linalg.svd(weight.detach())
+            torch.testing.assert_close(gradient, torch.outer(u[:, 0], v[0]), atol=1e4 * eps, rtol=0)
+
+    @pytest.mark.parametrize("iterations", range(1, 9))
+    @pytest.mark.parametrize("shape", [(5, 5), (7, 4), (4, 7), (1, 6)])
+    def test_gram_is_a_schatten_norm(self, iterations, shape, eps):
+        weight = torch.randn(shape)
+        values = torch.linalg.svdvals(weight.double())
+        order = 2 ** (iterations + 1) + 2
+        expected = values[0] * (values / values[0]).pow(order).sum() ** (1 / order)
+        assert abs(float(fp.Gram(iterations).measure(weight) / expected) - 1) <= 1000 * eps
+
+    @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
+    def test_no_overflow(self, norm, scale):
+        weight = torch.full((512, 512), scale, requires_grad=True)
+        value = norm.measure(weight)
+        (gradient,) = torch.autograd.grad(value, weight)
+        assert abs(float(value.detach()) / (512 * scale) - 1) <= 1e-4
+        torch.testing.assert_close(gradient, torch.full((512, 512), 1 / 512), rtol=1e-3, atol=0)
+
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
+    def test_ensembles(self, norm, eps):
+        weights = torch.randn(3, 5, 4)
+        gradients, values = torch.func.vmap(torch.func.grad_and_value(norm.measure))(weights)
+        for weight, gradient, value in zip(weights, gradients, values, strict=True):
+            expected, single = torch.func.grad_and_value(norm.measure)(weight)
+            torch.testing.assert_close(value, single, rtol=100 * eps, atol=0)
+            torch.testing.assert_close(gradient, expected, rtol=0, atol=1e4 * eps)
+
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
+    def test_second_derivatives_are_refused(self, norm):
+        weight = torch.randn(3, 3, requires_grad=True)
+        (gradient,) = torch.autograd.grad(norm.measure(weight).square(), weight, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
+
+
 class TestPowerIteration:
     def test_only_training_passes_with_gradients_refresh_the_buffer(self):
         layer = fp.LipschitzLinear(8, 8, norm=fp.PowerIteration(tol=1e-2))

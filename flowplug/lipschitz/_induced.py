@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from flowplug._errors import LipschitzError, ShapeError
 from flowplug.lipschitz._norms import InfNorm, OneNorm, OperatorNorm
-from flowplug.lipschitz._spectral import SVD, Gram
+from flowplug.lipschitz._spectral import Gram
+from flowplug.lipschitz._svd import SVD
 
 
 def vector_norms(x: Tensor, inverse: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flowplug.lipschitz._norms import OperatorNorm
-from flowplug.lipschitz._spectral import SVD, select, symbol
+from flowplug.lipschitz._spectral import select, symbol
+from flowplug.lipschitz._svd import SVD
 
 
 @dataclass(frozen=True)

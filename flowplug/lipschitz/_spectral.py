@@ -1,4 +1,4 @@
-"""The spectral norm of dense layers and convolutions, from above."""
+"""The spectral norm of dense layers and convolutions, from above: by matrix products."""
 
 import math
 from dataclasses import dataclass
@@ -42,38 +42,46 @@ def select(stack: Tensor, index: Tensor) -> Tensor:
     return stack.index_select(0, index.reshape(1)).squeeze(0)
 
 
-def _gram_powers(stack: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
-    """Upper bounds ``(*F,)`` on the spectral norms of ``(*F, out, in)``, and the Gram matrices up to factors."""
+def is_wide(matrix: Tensor) -> bool:
+    """Whether ``(..., out, in)`` has fewer rows than columns."""
+    return matrix.shape[-2] < matrix.shape[-1]
+
+
+def smaller_gram(matrix: Tensor) -> Tensor:
+    """The smaller one of ``W W^H`` and ``W^H W``."""
+    return matrix @ matrix.mH if is_wide(matrix) else matrix.mH @ matrix
+
+
+def _gram_bound(stack: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Upper bounds ``(*F,)`` on the spectral norms of W: ``(*F, out, in)``; G_t and W G_t (G_t W), up to factors."""
     tiny = torch.finfo(stack.dtype).tiny
     # The bound does not depend on this scale, nor on those below; they keep powers from over- and underflow.
     bound = stack.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
     stack = stack / bound
-    gram = stack @ stack.mH if stack.shape[-2] < stack.shape[-1] else stack.mH @ stack
-    grams = []
-    for k in range(iterations):
-        if k:
-            gram = gram @ gram
+    gram, order = smaller_gram(stack), 2 ** (iterations + 1) + 2
+    for k in range(1, iterations):
+        gram = gram @ gram
         # At Frobenius norm 1 a matrix of any size in use can be squared three times in a row.
-        if k % 3 == 0 or k == iterations - 1:
+        if k % 3 == 1:
             size = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True).clamp(min=tiny)
-            gram, bound = gram / size, bound * size ** (0.5 ** (k + 1))
-        grams.append(gram)
-    return bound[..., 0, 0], grams
+            gram, bound = gram / size, bound * size ** (2 ** (iterations - k) / order)
+    product = gram @ stack if is_wide(stack) else stack @ gram
+    bound = bound * torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True) ** (2 / order)
+    return bound[..., 0, 0], gram, product
 
 
 class _GramBound(torch.autograd.Function):
-    """The bound of one matrix, with its gradient in closed form: half the work of differentiating the products.
+    """The bound of one matrix, with its gradient in closed form: one product, where autograd would take two for each.
 
-    The bound is the Schatten norm of order s = 2^(t+1), whose gradient is W G_1^(s/2 - 1) up to a factor, and
-    G_1^(2^t - 1) = G_1 G_2 ... G_t. The factor follows from Euler's theorem: <gradient, W> is the bound.
+    The gradient is W G^(2^t) = (W G_t) G_t up to a factor, which follows from Euler's theorem: <gradient, W> is the
+    bound.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, iterations: int) -> tuple[Tensor, ...]:
-        bound, grams = _gram_powers(weight, iterations)
-        return bound, *grams
+    def forward(weight: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+        return _gram_bound(weight, iterations)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
@@ -84,13 +92,11 @@ class _GramBound(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:  # noqa: ANN401
-        weight, bound, *grams = ctx.saved_tensors
+        weight, bound, gram, product = ctx.saved_tensors
         if grads[0] is None:
             return None, None
         tiny = torch.finfo(weight.dtype).tiny
-        direction = weight / bound.clamp(min=tiny)
-        for gram in grams:
-            direction = gram @ direction if weight.shape[0] < weight.shape[1] else direction @ gram
+        direction = gram @ product if is_wide(weight) else product @ gram
         size = (direction.conj() * weight).real.sum() / bound.clamp(min=tiny)
         return grads[0] / size.clamp(min=tiny) * direction, None
 
@@ -149,32 +155,9 @@ class Gram(OperatorNorm):
         stack, slack = symbol(weight)
         if len(stack) == 1:
             return self._bound(stack[0])
-        top = _gram_powers(stack.detach(), self.iterations)[0].argmax()
+        top = _gram_bound(stack.detach(), self.iterations)[0].argmax()
         return slack * self._bound(select(stack, top))
 
     def _bound(self, matrix: Tensor) -> Tensor:
         bound: Tensor = _GramBound.apply(matrix, self.iterations)[0]  # type: ignore[no-untyped-call]
         return bound
-
-
-@dataclass(frozen=True)
-class SVD(OperatorNorm):
-    r"""The spectral norm by singular values: exact for dense layers, and for convolutions up to the grid's factor.
-
-    .. math:: |W|_2 = \sigma_{\max}(W)
-
-    Example:
-        >>> SVD().measure(torch.eye(3))
-        tensor(1.)
-    """
-
-    def orders(self) -> tuple[float, float]:
-        """From 2 to 2."""
-        return 2.0, 2.0
-
-    def measure(self, weight: Tensor) -> Tensor:
-        """The largest singular value, of all frequencies."""
-        stack, slack = symbol(weight)
-        top = torch.linalg.matrix_norm(stack.detach(), 2).argmax()
-        norm: Tensor = torch.linalg.matrix_norm(select(stack, top), 2)
-        return slack * norm
