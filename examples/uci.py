@@ -1,6 +1,6 @@
 """The UCI density benchmark: host flows, the same with flowplug's transforms for some of their layers, and pure ones.
 
-Trains every model on every table from every seed, at about equal parameters, for as many seconds or steps. Adam with
+Trains every model on every table from every seed, at about equal parameters, for as many seconds or steps. AdamW with
 warm-up, a cosine schedule and clipped gradients; Polyak averages of the parameters are validated, the best is tested.
 Writes to the output folder results.jsonl (a line a run), table.md, curves.png, summary.md (means over seeds, and what
 flowplug's transforms gain over the plain flow on the same rows), and the test log-likelihood of each row of each run.
@@ -40,7 +40,8 @@ import flowplug as fp
 
 PACKAGES = ("torch", "nflows", "normflows", "zuko")
 BUDGET = ("seconds", "steps", "parameters", "batch")
-OPTIONS = (*BUDGET, "lr", "warmup", "clip", "decay", "checks", "patience", "amp", "device")  # what a run depends on
+TRAINING = ("lr", "weight_decay", "warmup", "clip", "decay", "checks", "patience", "amp")
+OPTIONS = (*BUDGET, *TRAINING, "device")  # what a run depends on
 
 
 def finite(value: float) -> float | None:
@@ -135,6 +136,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--parameters", type=int, default=100_000, help="of each model, about (default %(default)s)")
     add("--batch", type=int, default=512, help="rows per step, of all processes (default %(default)s)")
     add("--lr", type=float, default=2e-3, help="largest learning rate (default %(default)s)")
+    add("--weight-decay", type=float, default=0.0, help="of AdamW (default none)")
     add("--warmup", type=int, default=100, help="steps until then (default %(default)s)")
     add("--clip", type=float, default=100.0, help="largest norm of the gradient (default %(default)s)")
     add("--decay", type=float, default=0.999, help="of the Polyak average; 0 for none (default %(default)s)")
@@ -157,6 +159,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{key} must be positive; got {getattr(options, key)}")
     if options.steps < 0 or not 0 <= options.decay < 1:
         parser.error(f"--steps must not be negative, and --decay in [0, 1); got {options.steps} and {options.decay}")
+    if options.weight_decay < 0:
+        parser.error(f"--weight-decay must not be negative; got {options.weight_decay}")
     begun = [path for form in ("results.jsonl", "*.checkpoint.pt") for path in options.out.glob(form)]
     if begun and not options.resume:
         parser.error(f"{options.out} holds results or checkpoints: pass --resume to go on from them, or another --out")

@@ -121,7 +121,7 @@ class Training:
             self.density, avg_fn=lambda average, value, count: polyak(average, value, count, decay=config["decay"])
         )
         self.parallel = DistributedDataParallel(self.density) if processes.world > 1 else self.density
-        self.optimizer = torch.optim.Adam(self.density.parameters(), config["lr"])
+        self.optimizer = torch.optim.AdamW(self.density.parameters(), config["lr"], weight_decay=config["weight_decay"])
         if processes.rank > 0:  # probes of its own
             seed(config["seed"] + 1000 * processes.rank)
         self.step, self.checks, self.stale, self.elapsed, self.saved = 0, 0, 0, 0.0, 0.0

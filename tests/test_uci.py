@@ -437,7 +437,7 @@ def outcome(line):
 def training(uci, table, tmp_path, model="zuko-maf", **changes):
     config = {
         "data": "table", "model": model, "seed": 0, "seconds": 600.0, "steps": 20, "parameters": 1500, "batch": 64,
-        "lr": 2e-3, "warmup": 5, "clip": 100.0, "decay": 0.999, "checks": 40, "patience": 15,
+        "lr": 2e-3, "weight_decay": 0.0, "warmup": 5, "clip": 100.0, "decay": 0.999, "checks": 40, "patience": 15,
         "amp": False, "processes": 1,
     }  # fmt: skip
     data = load(uci, str(table), table)
@@ -634,6 +634,14 @@ class TestTraining:
             torch.testing.assert_close(average, wanted, atol=1e-6, rtol=0)
         assert count == 19
 
+    def test_weights_decay_beside_the_gradient(self, uci, table, tmp_path):
+        runs = [training(uci, table, tmp_path, weight_decay=decay, warmup=1, steps=100) for decay in (0.0, 5.0)]
+        start = [parameter.detach().clone() for parameter in runs[0].density.parameters()]
+        for run in runs:
+            next(run.run(1e9))
+        for before, plain, decayed in zip(start, *(run.density.parameters() for run in runs), strict=True):
+            torch.testing.assert_close(plain - decayed, 2e-3 * 5.0 * before, rtol=0, atol=1e-6)
+
     def test_the_learning_rate_warms_up_and_falls_to_zero(self, uci, table, tmp_path):
         run = training(uci, table, tmp_path)
         rates = [run.optimizer.param_groups[0]["lr"] for _ in run.run(1e9)]
@@ -747,6 +755,7 @@ class TestSummary:
     [
         (["--data", "a/x.npz", "b/x.npz"], "different names"),
         (["--batch", "0"], "--batch must be positive; got 0"),
+        (["--weight-decay", "-1"], "--weight-decay must not be negative; got -1.0"),
         (["--decay", "1"], r"--decay in \[0, 1\)"),
         (["--steps", "5", "--seconds", "5"], "not allowed with"),
         (["--models", "none"], "invalid choice"),

@@ -84,9 +84,11 @@ def evaluate(model: Model, x: Tensor) -> Tensor:
     return values
 
 
-def train_for(model: Model, train: Tensor, val: Tensor, seconds: float, batch: int = 256) -> tuple[int, float, float]:
+def train_for(
+    model: Model, train: Tensor, val: Tensor, seconds: float, weight_decay: float = 0.0, batch: int = 256
+) -> tuple[int, float, float]:
     """Leaves the model at its best validation value; returns steps, this value, and the CPU seconds it took."""
-    optimizer = torch.optim.Adam(model.module.parameters(), model.lr)
+    optimizer = torch.optim.AdamW(model.module.parameters(), model.lr, weight_decay=weight_decay)
     best, state, spent, steps, points = (-math.inf, 0.0), model.module.state_dict(), 0.0, 0, 0
     while spent < seconds:
         start = time.process_time()
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
     parser.add_argument("--lr", type=float, help="in place of the learning rates of the script")
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW (default none)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     train, val, test = load_splits(options.data)
@@ -128,7 +131,7 @@ def main() -> None:
             torch.manual_seed(seed)
             model = MODELS[name](train.shape[1], options.blocks)
             model.lr = options.lr or model.lr
-            steps, value, spent = train_for(model, train, val, options.seconds)
+            steps, value, spent = train_for(model, train, val, options.seconds, options.weight_decay)
             values = evaluate(model, test)
             size = sum(parameter.numel() for parameter in model.module.parameters())
             tqdm.write(
