@@ -105,12 +105,13 @@ class _GramBound(torch.autograd.Function):
 class Gram(OperatorNorm):
     r"""The spectral norm, from above, by Gram iteration: a few matrix products, no state, no power iteration.
 
-    .. math:: |W|_2 \le |G_t|_F^{1 / 2^t}, \qquad G_1 = W^T W, \quad G_{k+1} = G_k^2
+    .. math:: |W|_2 \le |W G_t|_F^{1 / (2^t + 1)}, \qquad G_1 = W^T W, \quad G_{k+1} = G_k^2
 
     Unlike power iteration, which approaches the norm from below and lets a layer exceed its bound unnoticed, this is a
-    certificate at every step. It exceeds the norm by a factor of at most ``min(shape) ** (1 / 2 ** (t + 1))``:
-    1.9 % for 128 x 128 at the default. A convolution is measured at every frequency of a grid, on the smaller of its
-    two sides, and differentiated at the one where it is largest. Differentiable once.
+    certificate at every step, and the Schatten norm of order :math:`s = 2^{t+1} + 2`. It exceeds the norm by a factor
+    of at most ``min(shape) ** (1 / s)``: 1.9 % for 128 x 128 at the default. The last product makes the gradient a
+    single one more, :math:`W G_t^2` up to a factor. A convolution is measured at every frequency of a grid, on the
+    smaller of its two sides, and differentiated at the one where it is largest. Differentiable once.
 
     Certificate over the norm of w x w layers trained in a flow, and share of the bounded weights in the CPU time of a
     training step of a block 43 x w x w x 43 with `Krylov` and 512 rows (``examples/benchmarks/lipschitz.py``):

@@ -59,7 +59,7 @@ class SVD(OperatorNorm):
 
     .. math:: |W|_2 = \sigma_{\max}(W) = \sqrt{\lambda_{\max}(W^T W)}, \qquad \nabla |W|_2 = u v^T
 
-    Differentiable once. On CPU cheaper than `Gram` for layers wider than about 100; on GPU eigenvalues are slow.
+    Differentiable once. On CPU cheaper than `Gram` from a width of about 256, where its docstring has the figures.
 
     Example:
         >>> SVD().measure(torch.eye(3))
