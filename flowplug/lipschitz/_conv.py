@@ -112,13 +112,13 @@ class LipschitzConv2d(LipschitzConv, nn.Conv2d):
     Certificate of `Gram` over the norm on 32 x 32 images with zero padding, for 3 x 3 kernels trained to enlarge their
     Jacobian; and CPU time of the bounded weight with its gradient, in units of forward and backward of the convolution
     for 64 images (``examples/benchmarks/lipschitz.py``). In a block of `LipschitzCNN` with 64 hidden channels, whose
-    large kernels have one narrow side, that is 7 % of a training step for 3 channels and 19 % for 12.
+    large kernels have one narrow side, that is 7 % of a training step for 3 channels and 17 % for 12.
 
     =========== ===== ===== =====
     channels    8     32    64
     =========== ===== ===== =====
-    certificate 1.020 1.019 1.018
-    time        0.53  0.75  1.2
+    certificate 1.020 1.017 1.019
+    time        0.37  0.83  1.1
     =========== ===== ===== =====
 
     Args:
