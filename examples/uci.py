@@ -40,8 +40,9 @@ import flowplug as fp
 
 PACKAGES = ("torch", "nflows", "normflows", "zuko")
 BUDGET = ("seconds", "steps", "parameters", "batch")
-TRAINING = ("lr", "weight_decay", "warmup", "clip", "decay", "checks", "patience", "amp")
-OPTIONS = (*BUDGET, *TRAINING, "device")  # what a run depends on
+OPTIONS = (  # what a run depends on
+    *BUDGET, "lr", "weight_decay", "warmup", "clip", "decay", "checks", "patience", "amp", "device",
+)  # fmt: skip
 
 
 def finite(value: float) -> float | None:

@@ -14,7 +14,7 @@ from flowplug.lipschitz._spectral import is_wide, select, smaller_gram, symbol
 class _LargestSingularValue(torch.autograd.Function):
     """That of one matrix: its square is an eigenvalue, and one vector, for the gradient, is found from it.
 
-    A third of the work of a decomposition, which finds all vectors.
+    A decomposition would find all vectors.
     """
 
     generate_vmap_rule = True
@@ -60,6 +60,8 @@ class SVD(OperatorNorm):
     .. math:: |W|_2 = \sigma_{\max}(W) = \sqrt{\lambda_{\max}(W^T W)}, \qquad \nabla |W|_2 = u v^T
 
     Differentiable once. On CPU cheaper than `Gram` from a width of about 256, where its docstring has the figures.
+
+    Reference: Golub, Van Loan, "Matrix Computations", 4th edition, 2013, section 8.2, for inverse iteration.
 
     Example:
         >>> SVD().measure(torch.eye(3))
