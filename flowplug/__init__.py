@@ -45,6 +45,7 @@ from flowplug.lipschitz._conv import LipschitzConv1d as LipschitzConv1d
 from flowplug.lipschitz._conv import LipschitzConv2d as LipschitzConv2d
 from flowplug.lipschitz._conv import LipschitzConv3d as LipschitzConv3d
 from flowplug.lipschitz._densenet import LipschitzDenseNet as LipschitzDenseNet
+from flowplug.lipschitz._gram import Gram as Gram
 from flowplug.lipschitz._induced import InducedNorm as InducedNorm
 from flowplug.lipschitz._induced import LearnedOrder as LearnedOrder
 from flowplug.lipschitz._linear import LipschitzLinear as LipschitzLinear
@@ -54,7 +55,6 @@ from flowplug.lipschitz._norms import OneNorm as OneNorm
 from flowplug.lipschitz._path_norm import PathNorm as PathNorm
 from flowplug.lipschitz._power_iteration import PowerIteration as PowerIteration
 from flowplug.lipschitz._sine_huber import SineHuber as SineHuber
-from flowplug.lipschitz._spectral import Gram as Gram
 from flowplug.lipschitz._svd import SVD as SVD
 from flowplug.logdet._control import ExactTrace as ExactTrace
 from flowplug.logdet._default import LogDet as LogDet

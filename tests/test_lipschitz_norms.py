@@ -48,6 +48,10 @@ def induced(weight, p, q, directions=20_000):
     return (torch.linalg.vector_norm(weight @ x, q, dim=0) / torch.linalg.vector_norm(x, p, dim=0)).max()
 
 
+def weights_in_use(module):
+    return module.bounded_weights() if isinstance(module, fp.LipschitzMLP) else [module.bounded_weight()]
+
+
 class TestInduced:
     def test_bounds_and_estimates_enclose_brute_force_on_200_matrices(self, eps):
         orders = [1.0, 1.2, 1.5, 2.0, 2.5, 4.0, math.inf]
@@ -136,6 +140,27 @@ class TestEveryNorm:
 
         assert torch.autograd.gradcheck(weight, leaves)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("norm", [*NORMS, fp.PathNorm()], ids=str)
+    def test_autocast_changes_no_bound(self, norm, dtype):
+        options = {"bound": 0.9, "norm": norm, "dtype": torch.float32}
+        modules = [fp.LipschitzLinear(32, 32, **options)]
+        if norm.orders()[0] == norm.orders()[1]:
+            modules.append(fp.LipschitzMLP(8, (32, 32), bound=0.9, norm=norm).float())
+        if not isinstance(norm, fp.LearnedOrder | fp.InducedNorm):
+            modules.append(fp.LipschitzConv2d(3, 4, 3, **options))
+        for module in modules:
+            module.eval()
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.mul_(5)
+            bounds = []
+            for enabled in (False, True):
+                with torch.autocast("cpu", dtype, enabled=enabled):
+                    bounds.append((fp.lipschitz_bound(module), weights_in_use(module)))
+            assert float(bounds[0][0]) == float(bounds[1][0])
+            assert all(map(torch.equal, bounds[0][1], bounds[1][1]))
+
     @pytest.mark.parametrize("norm", NORMS, ids=str)
     def test_zero_weights(self, norm):
         layer = fp.LipschitzLinear(3, 4, norm=norm)
@@ -221,12 +246,28 @@ class TestSpectral:
             torch.testing.assert_close(value, single, rtol=100 * eps, atol=0)
             torch.testing.assert_close(gradient, expected, rtol=0, atol=1e4 * eps)
 
+    @pytest.mark.parametrize("shape", [(4, 3), (3, 5), (5, 5), (2, 3, 3), (2, 2, 3, 3)], ids=str)
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.Gram(1), fp.SVD()], ids=str)
+    def test_second_derivatives(self, norm, shape):
+        weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradgradcheck(norm.measure, weight)
+        if len(shape) == 2:
+            hessian = torch.autograd.functional.hessian(norm.measure, weight.detach())
+            torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(norm.measure))(weight.detach()), hessian)
+
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
-    def test_second_derivatives_are_refused(self, norm):
-        weight = torch.randn(3, 3, requires_grad=True)
-        (gradient,) = torch.autograd.grad(norm.measure(weight).square(), weight, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward()
+    def test_together_as_one_by_one(self, norm, eps):
+        shapes = [(5, 9), (9, 5), (9, 9), (5, 9), (5, 9, 1)]
+        for count in (4, 5):
+            weights = [torch.randn(shape, requires_grad=True) for shape in shapes[:count]]
+            seeds = [torch.randn_like(weight) for weight in weights]
+            together = norm.project_all(weights, 0.7)
+            apart = [norm.project(weight, 0.7) for weight in weights]
+            for found, expected in zip(together, apart, strict=True):
+                torch.testing.assert_close(found, expected, rtol=100 * eps, atol=0)
+            gradients = (torch.autograd.grad(projected, weights, seeds) for projected in (together, apart))
+            for found, expected in zip(*gradients, strict=True):
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e4 * eps)
 
 
 class TestPowerIteration:

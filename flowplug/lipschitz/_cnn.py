@@ -9,9 +9,9 @@ from torch import nn
 from flowplug._errors import ShapeError
 from flowplug.lipschitz._activations import Sine
 from flowplug.lipschitz._conv import LipschitzConv2d
+from flowplug.lipschitz._gram import Gram
 from flowplug.lipschitz._network import LipschitzNetwork, check_sizes, make_activation, norms_of
 from flowplug.lipschitz._norms import OperatorNorm
-from flowplug.lipschitz._spectral import Gram
 
 
 class LipschitzCNN(LipschitzNetwork):

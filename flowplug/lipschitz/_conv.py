@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from flowplug._errors import LipschitzError, ShapeError
 from flowplug.lipschitz._bound import LipschitzBound, rule_for
+from flowplug.lipschitz._gram import Gram
 from flowplug.lipschitz._linear import LipschitzLayer
 from flowplug.lipschitz._norms import OperatorNorm
-from flowplug.lipschitz._spectral import Gram
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 

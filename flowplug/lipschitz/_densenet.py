@@ -13,11 +13,11 @@ from flowplug._errors import LipschitzError
 from flowplug.lipschitz._activations import CLipSwish
 from flowplug.lipschitz._bound import LipschitzBound, compose_bounds
 from flowplug.lipschitz._conv import LipschitzConv2d
+from flowplug.lipschitz._gram import Gram
 from flowplug.lipschitz._linear import LipschitzLayer, LipschitzLinear
 from flowplug.lipschitz._network import Affine, LipschitzNetwork, check_sizes, make_activation, norms_of
 from flowplug.lipschitz._norms import OperatorNorm
 from flowplug.lipschitz._path_norm import PathNorm
-from flowplug.lipschitz._spectral import Gram
 
 
 class LipschitzDenseNet(LipschitzNetwork):

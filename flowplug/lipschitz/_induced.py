@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import LipschitzError, ShapeError
+from flowplug.lipschitz._gram import Gram
 from flowplug.lipschitz._norms import InfNorm, OneNorm, OperatorNorm
-from flowplug.lipschitz._spectral import Gram
 from flowplug.lipschitz._svd import SVD
 
 

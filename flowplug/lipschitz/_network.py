@@ -106,7 +106,11 @@ class LipschitzNetwork(nn.Module):
 
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
-        weights = [layer.bounded_weight() for layer in self._layers()]
+        layers = self._layers()
+        if len({(layer.norm, layer.bound) for layer in layers}) == 1:
+            weights = layers[0].norm.project_all([layer.weight for layer in layers], layers[0].bound)
+        else:
+            weights = [layer.bounded_weight() for layer in layers]
         if self._whole is not None:
             return self._whole.project_network(weights, list(self.activations), self.bound)
         return weights

@@ -5,7 +5,9 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,10 @@ class OperatorNorm(abc.ABC):
         """A weight of norm at most ``bound``; the identity where the weight already fits."""
         return weight * (bound / self.measure(weight).clamp(min=bound))
 
+    def project_all(self, weights: Sequence[Tensor], bound: float) -> list[Tensor]:
+        """The same for several weights, where it pays together."""
+        return [self.project(weight, bound) for weight in weights]
+
     def certify(self, weight: Tensor) -> LipschitzBound:
         """The bound of a layer with this weight in use."""
         p, q = map(_number, self.orders())
@@ -54,6 +60,12 @@ class OperatorNorm(abc.ABC):
     def chain(self, count: int) -> Sequence[OperatorNorm]:
         """The norms of ``count`` layers that follow each other."""
         return [self] * count
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Leaves autocast: a bound from products in half precision is no bound."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _number(order: float | Tensor) -> float:

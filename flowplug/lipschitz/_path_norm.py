@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowplug.lipschitz._activations import Activation
 from flowplug.lipschitz._bound import LipschitzBound, bound_in
-from flowplug.lipschitz._norms import InfNorm, OperatorNorm
+from flowplug.lipschitz._norms import InfNorm, OperatorNorm, full_precision
 
 ELEMENTWISE: Final = (
     Activation,
@@ -74,5 +74,6 @@ def _slopes(weights: Sequence[Tensor], activations: Sequence[nn.Module]) -> Tens
     for weight, activation in zip(others, activations, strict=True):
         if not isinstance(activation, ELEMENTWISE):
             slopes = slopes.amax().expand(weight.shape[1])
-        slopes = weight @ (slopes * bound_in(activation, math.inf).value)
+        with full_precision(weight):
+            slopes = weight @ (slopes * bound_in(activation, math.inf).value)
     return slopes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowplug.lipschitz._norms import OperatorNorm
+from flowplug.lipschitz._norms import OperatorNorm, full_precision
 from flowplug.lipschitz._spectral import select, symbol
 from flowplug.lipschitz._svd import SVD
 
@@ -75,9 +75,10 @@ class PowerIteration(OperatorNorm):
 
     def scale(self, weight: Tensor, bound: float, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """The projected weight, and the ``u: (F, out)`` found from the largest columns and the ``start: (F, out)``."""
-        stack, slack = symbol(weight)
-        u, v, top = self._iterate(stack.detach(), start)
-        norm = slack * (select(u, top).conj() @ (select(stack, top) @ select(v, top))).real
+        with full_precision(weight):
+            stack, slack = symbol(weight)
+            u, v, top = self._iterate(stack.detach(), start)
+            norm = slack * (select(u, top).conj() @ (select(stack, top) @ select(v, top))).real
         return weight * (bound / norm.clamp(min=bound)), u
 
     @torch.no_grad()

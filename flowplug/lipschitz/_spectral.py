@@ -1,14 +1,16 @@
-"""The spectral norm of dense layers and convolutions, from above: by matrix products."""
+"""The spectral norm of dense layers and convolutions: what its strategies share."""
 
+import abc
 import math
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from flowplug.lipschitz._norms import OperatorNorm
+from flowplug.lipschitz._norms import OperatorNorm, full_precision
 
 
 def symbol(weight: Tensor) -> tuple[Tensor, float]:
@@ -52,113 +54,79 @@ def smaller_gram(matrix: Tensor) -> Tensor:
     return matrix @ matrix.mH if is_wide(matrix) else matrix.mH @ matrix
 
 
-def _gram_bound(stack: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Upper bounds ``(*F,)`` on the spectral norms of ``(*F, out, in)``, and G_t up to factors."""
-    tiny = torch.finfo(stack.dtype).tiny
-    # The bound does not depend on this scale, nor on those below; they keep powers from over- and underflow.
-    bound = stack.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
-    stack = stack / bound
-    gram = power = smaller_gram(stack)
-    order = 2 ** (iterations + 1) + 2
-    for k in range(1, iterations):
-        power = power @ power
-        # At Frobenius norm 1 a matrix of any size in use can be squared three times in a row.
-        if k % 3 == 1:
-            size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
-            power, bound = power / size, bound * size ** (2 ** (iterations - k) / order)
-    trace = (power.conj() * (power @ gram)).real.sum((-2, -1))
-    return bound[..., 0, 0] * trace ** (1 / order), power
-
-
-class _GramBound(torch.autograd.Function):
-    """The bound of one matrix, with its gradient in closed form: two products, where autograd would take two for each.
-
-    The gradient is W G^(2^t) = W G_t^2 up to a factor, which follows from Euler's theorem: <gradient, W> is the bound.
-    """
+class _WithGradient(torch.autograd.Function):
+    """Values ``(N,)`` of the matrices, with their gradients; and how to find these again, to differentiate them."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        return _gram_bound(weight, iterations)
+    def forward(values: Tensor, gradient: Callable[[Tensor], Tensor], *pairs: Tensor) -> Tensor:
+        del gradient, pairs
+        return values.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs[0], *output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        del output
+        ctx.gradient = inputs[1]
+        ctx.save_for_backward(*inputs[2:])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:  # noqa: ANN401
-        weight, bound, power = ctx.saved_tensors
-        if grads[0] is None:
-            return None, None
-        tiny = torch.finfo(weight.dtype).tiny
-        weight = weight / bound.clamp(min=tiny)
-        direction = power @ (power @ weight) if is_wide(weight) else weight @ power @ power
-        size = (direction.conj() * weight).real.sum()
-        return grads[0] / size.clamp(min=tiny) * direction, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        matrices, gradients = ctx.saved_tensors[::2], ctx.saved_tensors[1::2]
+        if torch.is_grad_enabled():
+            gradients = [ctx.gradient(matrix) for matrix in matrices]
+        return None, None, *chain.from_iterable((g * x, None) for g, x in zip(grad.unbind(), gradients, strict=True))
 
 
-@dataclass(frozen=True)
-class Gram(OperatorNorm):
-    r"""The spectral norm, from above, by Gram iteration: a few matrix products, no state, no power iteration.
+class SpectralNorm(OperatorNorm):
+    """A norm found, with its gradient, outside autograd: of one matrix, or of matrices of one shape together."""
 
-    .. math:: |W|_2 \le |W G_t|_F^{1 / (2^t + 1)}, \qquad G_1 = W^T W, \quad G_{k+1} = G_k^2
+    @abc.abstractmethod
+    def norms(self, stack: Tensor) -> tuple[Tensor, Tensor]:
+        """Upper bounds ``(*F,)`` on the norms of matrices ``(*F, out, in)``, and their gradients."""
 
-    Unlike power iteration, which approaches the norm from below and lets a layer exceed its bound unnoticed, this is a
-    certificate at every step, and the Schatten norm of order :math:`s = 2^{t+1} + 2`. It exceeds the norm by a factor
-    of at most ``min(shape) ** (1 / s)``: 1.9 % for 128 x 128 at the default. Its gradient takes two products more,
-    :math:`W G_t^2` up to a factor. A convolution is measured at every frequency of a grid, on the smaller of its two
-    sides, and differentiated at the one where it is largest. Differentiable once.
+    @abc.abstractmethod
+    def largest(self, stack: Tensor) -> Tensor:
+        """The index of the largest of them, for one F."""
 
-    Certificate over the norm of w x w layers trained in a flow, and share of the bounded weights in the CPU time of a
-    training step of a block 43 x w x w x 43 with `Krylov` and 512 rows (``examples/benchmarks/lipschitz.py``):
-
-    ============== ====== ====== ====== ======
-    w              64     128    256    512
-    ============== ====== ====== ====== ======
-    certificate    1.007  1.008  1.006  1.007
-    Gram           19 %   18 %   24 %   40 %
-    SVD            23 %   20 %   20 %   28 %
-    PowerIteration 22 %   16 %   10 %   8 %
-    InfNorm        6 %    4 %    2 %    1 %
-    PathNorm       6 %    4 %    2 %    1 %
-    ============== ====== ====== ====== ======
-
-    Reference: Delattre, Barthélemy, Araujo, Allauzen, "Efficient Bound of Lipschitz Constant for Convolutional Layers
-    by Gram Iteration", ICML 2023.
-
-    Args:
-        iterations: The number :math:`t` of Gram matrices, at least 1.
-
-    Raises:
-        ValueError: ``iterations`` is below 1.
-
-    Example:
-        >>> bool(Gram().measure(torch.eye(3)) >= 1)
-        True
-    """
-
-    iterations: int = 7
+    def gradient(self, matrix: Tensor) -> Tensor:
+        """That of the norm of one matrix, itself differentiable."""
+        with full_precision(matrix):
+            return self.norms(matrix)[1]
 
     def orders(self) -> tuple[float, float]:
         """From 2 to 2."""
         return 2.0, 2.0
 
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"Gram(iterations=...) must be at least 1; got {self.iterations}")
-
     def measure(self, weight: Tensor) -> Tensor:
-        """The certified upper bound."""
+        """The norm, for a convolution the largest of all frequencies."""
         stack, slack = symbol(weight)
         if len(stack) == 1:
-            return self._bound(stack[0])
-        top = _gram_bound(stack.detach(), self.iterations)[0].argmax()
-        return slack * self._bound(select(stack, top))
+            return self._measure_all(stack.unbind())[0]
+        with torch.no_grad(), full_precision(weight):
+            top = self.largest(stack)
+        return slack * self._measure_all([select(stack, top)])[0]
 
-    def _bound(self, matrix: Tensor) -> Tensor:
-        bound: Tensor = _GramBound.apply(matrix, self.iterations)[0]  # type: ignore[no-untyped-call]
-        return bound
+    def project_all(self, weights: Sequence[Tensor], bound: float) -> list[Tensor]:
+        """As one by one, with matrices of one shape, up to transposition, measured together."""
+        if any(weight.dim() > 2 for weight in weights):
+            return super().project_all(weights, bound)
+        shares = bound / self._measure_all(weights).clamp(min=bound)
+        return [weight * share for weight, share in zip(weights, shares.unbind(), strict=True)]
+
+    def _measure_all(self, matrices: Sequence[Tensor]) -> Tensor:
+        alike = defaultdict(list)
+        for i, matrix in enumerate(matrices):
+            alike[tuple(sorted(matrix.shape))].append(i)
+        values, gradients = list(matrices), list(matrices)
+        with torch.no_grad(), full_precision(matrices[0]):
+            for group in alike.values():
+                if len(group) == 1:
+                    values[group[0]], gradients[group[0]] = self.norms(matrices[group[0]])
+                    continue
+                stack = torch.stack([matrices[i].mT if is_wide(matrices[i]) else matrices[i] for i in group])
+                for i, value, gradient in zip(group, *self.norms(stack), strict=True):
+                    values[i], gradients[i] = value, gradient.mT if is_wide(matrices[i]) else gradient
+        pairs = chain.from_iterable(zip(matrices, gradients, strict=True))
+        found: Tensor = _WithGradient.apply(torch.stack(values), self.gradient, *pairs)  # type: ignore[no-untyped-call]
+        return found
