@@ -28,11 +28,11 @@ class Gram(SpectralNorm):
     w              64     128    256    512
     ============== ====== ====== ====== ======
     certificate    1.007  1.008  1.006  1.007
-    Gram           19 %   18 %   24 %   40 %
-    SVD            23 %   20 %   20 %   28 %
-    PowerIteration 22 %   16 %   10 %   8 %
-    InfNorm        6 %    4 %    2 %    1 %
-    PathNorm       6 %    4 %    2 %    1 %
+    Gram           12 %   12 %   22 %   39 %
+    SVD            17 %   15 %   20 %   27 %
+    PowerIteration 19 %   15 %   10 %   9 %
+    InfNorm        5 %    3 %    2 %    1 %
+    PathNorm       5 %    4 %    2 %    1 %
     ============== ====== ====== ====== ======
 
     Reference: Delattre, Barthélemy, Araujo, Allauzen, "Efficient Bound of Lipschitz Constant for Convolutional Layers
