@@ -16,8 +16,8 @@ class Gram(SpectralNorm):
 
     Unlike power iteration, which approaches the norm from below and lets a layer exceed its bound unnoticed, this is a
     certificate at every step, and the Schatten norm of order :math:`s = 2^{t+1} + 2`. It exceeds the norm by a factor
-    of at most ``min(shape) ** (1 / s)``: 1.9 % for 128 x 128 at the default. Its gradient takes two products more,
-    :math:`W G_t^2` up to a factor. A convolution is measured at every frequency of a grid, on the smaller of its two
+    of at most ``min(shape) ** (1 / s)``: 1.9 % for 128 x 128 at the default. Its gradient, :math:`W G_t^2` up to a
+    factor, takes one product more. A convolution is measured at every frequency of a grid, on the smaller of its two
     sides, and differentiated at the one where it is largest. Layers of a network with one shape, up to transposition,
     are measured together.
 
