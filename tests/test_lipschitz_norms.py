@@ -1,11 +1,13 @@
 """Norms of every kind: against brute force, from above, and differentiable."""
 
+import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 import flowplug as fp
 
@@ -50,6 +52,17 @@ def induced(weight, p, q, directions=20_000):
 
 def weights_in_use(module):
     return module.bounded_weights() if isinstance(module, fp.LipschitzMLP) else [module.bounded_weight()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved(fp.Gram):
+    def project(self, weight, bound):
+        return super().project(weight, bound) / 2
+
+
+class Lower(fp.LipschitzLinear):
+    def bounded_weight(self):
+        return super().bounded_weight().tril()
 
 
 class TestInduced:
@@ -228,7 +241,7 @@ class TestSpectral:
         gradients = [torch.autograd.grad(value, weight)[0] for value in (found, expected)]
         torch.testing.assert_close(*gradients, rtol=0, atol=1000 * eps)
 
-    @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+    @pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-18, 1.0, 1e18, 1e30])
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
     def test_no_overflow(self, norm, scale, eps):
         weight = torch.full((512, 512), scale, requires_grad=True)
@@ -251,9 +264,59 @@ class TestSpectral:
     def test_second_derivatives(self, norm, shape):
         weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradgradcheck(norm.measure, weight)
-        if len(shape) == 2:
-            hessian = torch.autograd.functional.hessian(norm.measure, weight.detach())
-            torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(norm.measure))(weight.detach()), hessian)
+        hessian = torch.autograd.functional.hessian(norm.measure, weight.detach())
+        torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(norm.measure))(weight.detach()), hessian)
+
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
+    @pytest.mark.parametrize("spectrum", [(0, 0, 0), (1, 0, 0), (3, 1, 1), (1, 1, 1)], ids=str)
+    def test_second_derivatives_need_no_distinct_values(self, norm, spectrum):
+        weight = torch.diag(torch.tensor(spectrum, dtype=torch.float64))
+        hessian = torch.autograd.functional.hessian(lambda w: norm.project(w, 0.9).square().sum(), weight)
+        assert bool(hessian.isfinite().all())
+        if sum(spectrum) == 0:
+            assert torch.equal(hessian, 2 * torch.eye(9, dtype=torch.float64).reshape(3, 3, 3, 3))
+        if spectrum == (3, 1, 1) and norm == fp.SVD():
+            hessian = torch.autograd.functional.hessian(norm.measure, weight)
+            moved = weight + 1e-4 * torch.randn_like(weight)
+            linear = torch.autograd.functional.jacobian(norm.measure, weight) + (hessian * (moved - weight)).sum((2, 3))
+            torch.testing.assert_close(
+                torch.autograd.functional.jacobian(norm.measure, moved), linear, atol=1e-7, rtol=0
+            )
+
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
+    def test_one_gradient_for_all_ways_to_take_it(self, norm, eps):
+        for weight in (torch.eye(5), torch.zeros(3, 5), nn.init.orthogonal_(torch.empty(6, 4)), torch.randn(4, 6)):
+            leaf = weight.clone().requires_grad_()
+            (expected,) = torch.autograd.grad(norm.measure(leaf), leaf)
+            found = torch.func.grad(norm.measure)(weight)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1000 * eps)
+
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD(), fp.PathNorm()], ids=str)
+    def test_checkpointing_and_meta_tensors(self, norm):
+        g, x = fp.LipschitzMLP(3, (4, 4), norm=norm), torch.randn(2, 3, requires_grad=True)
+        checkpoint.checkpoint(g, x, use_reentrant=False).sum().backward()
+        found = g.layers[0].weight.grad.clone()
+        g.zero_grad()
+        g(x).sum().backward()
+        assert torch.equal(found, g.layers[0].weight.grad)
+        assert g.to("meta")(x.to("meta")).shape == x.shape
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
+    def test_weights_of_half_precision(self, norm, dtype):
+        weight = torch.nn.init.orthogonal_(torch.empty(128, 128, dtype=torch.float32)).to(dtype)
+        assert abs(float(norm.measure(weight)) - 1) < 0.03
+        for projected in (norm.project(weight, 0.5), *norm.project_all([weight, weight.T], 0.5)):
+            assert projected.dtype == dtype
+            assert float(torch.linalg.matrix_norm(projected.float(), 2)) <= 0.5 * (1 + torch.finfo(dtype).eps)
+
+    def test_what_a_subclass_replaces_holds_in_networks(self):
+        g = fp.LipschitzMLP(3, (4,), norm=Halved(), bound=0.9)
+        for layer, weight in zip(g.layers, g.bounded_weights(), strict=True):
+            assert torch.equal(weight, layer.bounded_weight())
+        g = fp.LipschitzMLP(3, (3,), norm=fp.Gram())
+        g.layers[0] = Lower(3, 3, bound=g.layers[1].bound, norm=g.layers[1].norm)
+        assert torch.equal(g.bounded_weights()[0], g.layers[0].bounded_weight())
 
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
     def test_together_as_one_by_one(self, norm, eps):

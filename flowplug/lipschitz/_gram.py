@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug.lipschitz._norms import full_precision
 from flowplug.lipschitz._spectral import SpectralNorm, is_wide, smaller_gram
 
 
@@ -60,9 +61,17 @@ class Gram(SpectralNorm):
         stack, _, power, scale, factor = self._powers(stack)
         product = power @ stack if is_wide(stack) else stack @ power
         size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True)
-        bound = factor * size ** (2 / self._order)
-        ratio = bound / (scale * size.square()).clamp(min=torch.finfo(size.dtype).tiny)
-        return bound[..., 0, 0], ratio * (power @ product if is_wide(stack) else product @ power)
+        # Without powers of 0, whose derivatives are infinite; NaN stays.
+        safe = torch.where(size == 0, 1, size)
+        relative = torch.where(size == 0, 0, factor / scale * safe ** (2 / self._order))
+        gradient = relative / safe / safe * (power @ product if is_wide(stack) else product @ power)
+        return (scale * relative)[..., 0, 0], gradient
+
+    def differentiable(self, matrix: Tensor, gradient: Tensor) -> Tensor:
+        """Found again, in products that autograd knows."""
+        del gradient
+        with full_precision(matrix):
+            return self.norms(matrix)[1]
 
     def largest(self, stack: Tensor) -> Tensor:
         """As `norms`, but with no product larger than the smaller side."""

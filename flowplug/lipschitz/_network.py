@@ -107,7 +107,7 @@ class LipschitzNetwork(nn.Module):
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
         layers = self._layers()
-        if len({(layer.norm, layer.bound) for layer in layers}) == 1:
+        if all(_bounded_alike(layer, layers[0]) for layer in layers):
             weights = layers[0].norm.project_all([layer.weight for layer in layers], layers[0].bound)
         else:
             weights = [layer.bounded_weight() for layer in layers]
@@ -133,6 +133,16 @@ class LipschitzNetwork(nn.Module):
 
     def _layers(self) -> list[LipschitzLayer]:
         return [cast(LipschitzLayer, layer) for layer in self.layers]
+
+
+def _bounded_alike(layer: LipschitzLayer, other: LipschitzLayer) -> bool:
+    return (
+        type(layer).bounded_weight is LipschitzLayer.bounded_weight
+        and layer.norm is other.norm
+        and layer.bound == other.bound
+        and layer.weight.device == other.weight.device
+        and layer.weight.dtype == other.weight.dtype
+    )
 
 
 @rule_for(LipschitzNetwork)

@@ -65,7 +65,8 @@ class OperatorNorm(abc.ABC):
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """Leaves autocast: a bound from products in half precision is no bound."""
     kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if enabled else nullcontext()
 
 
 def _number(order: float | Tensor) -> float:

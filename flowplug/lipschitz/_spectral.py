@@ -13,6 +13,11 @@ from torch import Tensor
 from flowplug.lipschitz._norms import OperatorNorm, full_precision
 
 
+def _at_least_single(weight: Tensor) -> Tensor:
+    """In single precision instead of half, in which powers of a matrix under- or overflow."""
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+
+
 def symbol(weight: Tensor) -> tuple[Tensor, float]:
     r"""The matrices ``(F, out, in)`` of a convolution on a grid of frequencies, and a factor.
 
@@ -29,7 +34,7 @@ def symbol(weight: Tensor) -> tuple[Tensor, float]:
     Reference: Sedghi, Gupta, Long, "The Singular Values of Convolutional Layers", ICLR 2019, for circular padding; the
     inequality is that of Bernstein and Szegő.
     """
-    kernel = weight.shape[2:]
+    weight, kernel = _at_least_single(weight), weight.shape[2:]
     if math.prod(kernel) == 1:
         return weight.flatten(1).unsqueeze(0), 1.0
     density = {1: 32, 2: 12, 3: 8}[len(kernel)]
@@ -60,7 +65,7 @@ class _WithGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(values: Tensor, gradient: Callable[[Tensor], Tensor], *pairs: Tensor) -> Tensor:
+    def forward(values: Tensor, gradient: Callable[[Tensor, Tensor], Tensor], *pairs: Tensor) -> Tensor:
         del gradient, pairs
         return values.clone()
 
@@ -72,9 +77,10 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        matrices, gradients = ctx.saved_tensors[::2], ctx.saved_tensors[1::2]
+        saved = ctx.saved_tensors
+        matrices, gradients = saved[::2], saved[1::2]
         if torch.is_grad_enabled():
-            gradients = [ctx.gradient(matrix) for matrix in matrices]
+            gradients = [ctx.gradient(*pair) for pair in zip(matrices, gradients, strict=True)]
         return None, None, *chain.from_iterable((g * x, None) for g, x in zip(grad.unbind(), gradients, strict=True))
 
 
@@ -89,10 +95,9 @@ class SpectralNorm(OperatorNorm):
     def largest(self, stack: Tensor) -> Tensor:
         """The index of the largest of them, for one F."""
 
-    def gradient(self, matrix: Tensor) -> Tensor:
-        """That of the norm of one matrix, itself differentiable."""
-        with full_precision(matrix):
-            return self.norms(matrix)[1]
+    @abc.abstractmethod
+    def differentiable(self, matrix: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient found for a matrix, as a differentiable function of the latter."""
 
     def orders(self) -> tuple[float, float]:
         """From 2 to 2."""
@@ -102,16 +107,17 @@ class SpectralNorm(OperatorNorm):
         """The norm, for a convolution the largest of all frequencies."""
         stack, slack = symbol(weight)
         if len(stack) == 1:
-            return self._measure_all(stack.unbind())[0]
+            return self._measure_all([stack[0]])[0]
         with torch.no_grad(), full_precision(weight):
             top = self.largest(stack)
         return slack * self._measure_all([select(stack, top)])[0]
 
     def project_all(self, weights: Sequence[Tensor], bound: float) -> list[Tensor]:
         """As one by one, with matrices of one shape, up to transposition, measured together."""
-        if any(weight.dim() > 2 for weight in weights):
+        replaced = (type(self).measure, type(self).project) != (SpectralNorm.measure, OperatorNorm.project)
+        if replaced or any(weight.dim() > 2 for weight in weights):
             return super().project_all(weights, bound)
-        shares = bound / self._measure_all(weights).clamp(min=bound)
+        shares = bound / self._measure_all(list(map(_at_least_single, weights))).clamp(min=bound)
         return [weight * share for weight, share in zip(weights, shares.unbind(), strict=True)]
 
     def _measure_all(self, matrices: Sequence[Tensor]) -> Tensor:
@@ -128,5 +134,5 @@ class SpectralNorm(OperatorNorm):
                 for i, value, gradient in zip(group, *self.norms(stack), strict=True):
                     values[i], gradients[i] = value, gradient.mT if is_wide(matrices[i]) else gradient
         pairs = chain.from_iterable(zip(matrices, gradients, strict=True))
-        found: Tensor = _WithGradient.apply(torch.stack(values), self.gradient, *pairs)  # type: ignore[no-untyped-call]
+        found: Tensor = _WithGradient.apply(torch.stack(values), self.differentiable, *pairs)  # type: ignore[no-untyped-call]
         return found

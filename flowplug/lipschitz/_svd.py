@@ -45,12 +45,26 @@ class SVD(SpectralNorm):
         u, v = (vector, other) if is_wide(stack) else (other, vector)
         return (scale * value.clamp(min=0).sqrt())[..., 0, 0], u @ v.mH
 
-    def gradient(self, matrix: Tensor) -> Tensor:
-        """From a decomposition, as inverse iteration has no derivative in finite precision."""
+    def differentiable(self, matrix: Tensor, gradient: Tensor) -> Tensor:
+        r"""By perturbation theory, :math:`dv = (\lambda - G)^+ \, dG \, v` with :math:`G = W^T W`, and u from W v.
+
+        Inverse iteration has no derivative in finite precision, and that of a decomposition asks for distinct singular
+        values, not only for a largest one that is single.
+        """
+        tall = matrix.mH if is_wide(matrix) else matrix
         with full_precision(matrix):
-            u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-        found: Tensor = u[:, :1] @ vh[:1]
-        return found
+            with torch.no_grad():
+                scale = tall.abs().amax().clamp(min=torch.finfo(tall.dtype).tiny)
+                values, vectors = torch.linalg.eigh(smaller_gram(tall / scale))
+                gaps, top = values[-1] - values, vectors[:, -1:]
+                close = gaps <= len(values) * torch.finfo(tall.dtype).eps * values[-1]
+                inverse = torch.where(close, 0, 1 / torch.where(close, 1, gaps)).unsqueeze(-1)
+            tall = tall / scale
+            v = top + vectors @ (inverse * (vectors.mH @ (tall.mH @ (tall @ top))))
+            u = tall @ v
+            found: Tensor = u / torch.linalg.vector_norm(u).clamp(min=torch.finfo(tall.dtype).eps) @ v.mH
+        found = found.mH if is_wide(matrix) else found
+        return gradient + (found - found.detach())
 
     def largest(self, stack: Tensor) -> Tensor:
         """The one of the largest eigenvalue."""
