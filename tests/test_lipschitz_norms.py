@@ -291,6 +291,8 @@ class TestSpectral:
             found = torch.func.grad(norm.measure)(weight)
             torch.testing.assert_close(found, expected, rtol=0, atol=1000 * eps)
 
+    # torch 2.4 warns of itself.
+    @pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD(), fp.PathNorm()], ids=str)
     def test_checkpointing_and_meta_tensors(self, norm):
         g, x = fp.LipschitzMLP(3, (4, 4), norm=norm), torch.randn(2, 3, requires_grad=True)
