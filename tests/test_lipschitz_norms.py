@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 import flowplug as fp
+from flowplug.lipschitz._spectral import symbol
 
 EXACT = [fp.InfNorm(), fp.OneNorm(), fp.SVD()]
 NORMS = [
@@ -249,6 +250,23 @@ class TestSpectral:
         (gradient,) = torch.autograd.grad(value, weight)
         assert abs(float(value.detach()) / (512 * scale) - 1) <= 100 * eps
         torch.testing.assert_close(gradient, torch.full((512, 512), 1 / 512), rtol=1000 * eps, atol=0)
+
+    @pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e30])
+    @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
+    def test_no_overflow_of_equal_values(self, norm, scale, eps):
+        weight = (scale * torch.eye(1024)).requires_grad_()
+        value = norm.measure(weight)
+        (gradient,) = torch.autograd.grad(value, weight)
+        assert 1 - 100 * eps <= float(value.detach()) / scale <= 1024 ** (1 / 258) * (1 + 100 * eps)
+        assert abs(float((gradient * weight.detach()).sum() / value.detach()) - 1) <= 100 * eps
+
+    @pytest.mark.parametrize("norm", [*map(fp.Gram, range(1, 9)), fp.SVD()], ids=str)
+    @pytest.mark.parametrize("shape", [(3, 4, 3), (4, 2, 3, 3)], ids=str)
+    def test_convolutions_have_the_largest_norm_of_all_frequencies(self, norm, shape, eps):
+        weight = torch.randn(shape)
+        stack, slack = symbol(weight)
+        largest = max(float(norm.measure(matrix)) for matrix in stack)
+        assert abs(float(norm.measure(weight)) / (slack * largest) - 1) <= 100 * eps
 
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
     def test_ensembles(self, norm, eps):
