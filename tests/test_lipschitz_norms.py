@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 import flowplug as fp
+from flowplug.lipschitz._norms import OperatorNorm
 from flowplug.lipschitz._spectral import symbol
 
 EXACT = [fp.InfNorm(), fp.OneNorm(), fp.SVD()]
@@ -59,6 +60,15 @@ def weights_in_use(module):
 class Halved(fp.Gram):
     def project(self, weight, bound):
         return super().project(weight, bound) / 2
+
+
+@dataclasses.dataclass  # not frozen, so without a hash
+class Frobenius(OperatorNorm):
+    def orders(self):
+        return 2.0, 2.0
+
+    def measure(self, weight):
+        return torch.linalg.matrix_norm(weight)
 
 
 class Lower(fp.LipschitzLinear):
@@ -330,10 +340,19 @@ class TestSpectral:
             assert projected.dtype == dtype
             assert float(torch.linalg.matrix_norm(projected.float(), 2)) <= 0.5 * (1 + torch.finfo(dtype).eps)
 
+    def test_layers_on_several_devices(self):
+        g = fp.LipschitzMLP(3, (4, 4), norm=fp.Gram())
+        g.layers[1].to("meta")
+        assert [weight.device.type for weight in g.bounded_weights()] == ["cpu", "meta", "cpu"]
+
     def test_what_a_subclass_replaces_holds_in_networks(self):
         g = fp.LipschitzMLP(3, (4,), norm=Halved(), bound=0.9)
         for layer, weight in zip(g.layers, g.bounded_weights(), strict=True):
             assert torch.equal(weight, layer.bounded_weight())
+        g = fp.LipschitzMLP(3, (4,), norm=Frobenius())
+        assert all(
+            abs(float(torch.linalg.matrix_norm(w.detach())) - g.layers[0].bound) < 1e-6 for w in g.bounded_weights()
+        )
         g = fp.LipschitzMLP(3, (3,), norm=fp.Gram())
         g.layers[0] = Lower(3, 3, bound=g.layers[1].bound, norm=g.layers[1].norm)
         assert torch.equal(g.bounded_weights()[0], g.layers[0].bounded_weight())
