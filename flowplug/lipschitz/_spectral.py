@@ -85,7 +85,10 @@ class _WithGradient(torch.autograd.Function):
 
 
 class SpectralNorm(OperatorNorm):
-    """A norm found, with its gradient, outside autograd: of one matrix, or of matrices of one shape together."""
+    """A norm found, with its gradient, outside autograd: of one matrix, or of matrices of one shape together.
+
+    Autograd would take two products for each one, and keep all of them.
+    """
 
     @abc.abstractmethod
     def norms(self, stack: Tensor) -> tuple[Tensor, Tensor]:
