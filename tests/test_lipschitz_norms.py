@@ -303,13 +303,10 @@ class TestSpectral:
         assert bool(hessian.isfinite().all())
         if sum(spectrum) == 0:
             assert torch.equal(hessian, 2 * torch.eye(9, dtype=torch.float64).reshape(3, 3, 3, 3))
-        if spectrum == (3, 1, 1) and norm == fp.SVD():
-            hessian = torch.autograd.functional.hessian(norm.measure, weight)
-            moved = weight + 1e-4 * torch.randn_like(weight)
-            linear = torch.autograd.functional.jacobian(norm.measure, weight) + (hessian * (moved - weight)).sum((2, 3))
-            torch.testing.assert_close(
-                torch.autograd.functional.jacobian(norm.measure, moved), linear, atol=1e-7, rtol=0
-            )
+        if spectrum[0] > spectrum[1]:
+            gradient, step = torch.func.grad(norm.measure), 1e-5 * torch.randn_like(weight)
+            moved = (torch.autograd.functional.hessian(norm.measure, weight) * step).sum((2, 3))
+            torch.testing.assert_close(gradient(weight + step), gradient(weight) + moved, atol=1e-9, rtol=0)
 
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
     def test_one_gradient_for_all_ways_to_take_it(self, norm, eps):
@@ -319,7 +316,7 @@ class TestSpectral:
             found = torch.func.grad(norm.measure)(weight)
             torch.testing.assert_close(found, expected, rtol=0, atol=1000 * eps)
 
-    # torch 2.4 warns of itself.
+    # In torch 2.4 the checkpoint itself calls torch.cpu.amp.autocast, which torch 2.4 deprecates.
     @pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD(), fp.PathNorm()], ids=str)
     def test_checkpointing_and_meta_tensors(self, norm):
@@ -335,7 +332,8 @@ class TestSpectral:
     @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
     def test_weights_of_half_precision(self, norm, dtype):
         weight = torch.nn.init.orthogonal_(torch.empty(128, 128, dtype=torch.float32)).to(dtype)
-        assert abs(float(norm.measure(weight)) - 1) < 0.03
+        over, rounding = 128 ** (1 / 258) if norm == fp.Gram() else 1, torch.finfo(dtype).eps
+        assert 1 - rounding <= float(norm.measure(weight)) <= over * (1 + rounding)
         for projected in (norm.project(weight, 0.5), *norm.project_all([weight, weight.T], 0.5)):
             assert projected.dtype == dtype
             assert float(torch.linalg.matrix_norm(projected.float(), 2)) <= 0.5 * (1 + torch.finfo(dtype).eps)

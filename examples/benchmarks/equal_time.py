@@ -38,11 +38,12 @@ from pathlib import Path
 import torch
 import zuko
 from normflows.utils import update_lipschitz
-from tables import load_splits
+from tables import load_splits, log_prob
 from target import normflows_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import flowplug as fp
 import flowplug_zuko
 
 
@@ -68,6 +69,16 @@ class NormflowsResidual(Model):
         update_lipschitz(self.module, 5)
 
 
+def same_networks(features: int, blocks: int) -> Model:
+    """The networks, norm, bound and ActNorm of `normflows_model` in residual transforms of flowplug."""
+    parts: list[fp.Transform] = []
+    for _ in range(blocks):
+        g = fp.LipschitzMLP(features, (128, 128), norm=fp.Gram(), activation=fp.LipSwish, bound=0.9**3, zero_last=True)
+        parts += [fp.ActNorm(features), fp.ResidualTransform(g)]
+    flow = fp.ComposedTransform(*parts)
+    return Model(flow, lambda x: log_prob(flow, x), 2e-3)
+
+
 def zuko_model(flow: zuko.flows.Flow, lr: float) -> Model:
     """An unconditional flow of zuko."""
     return Model(flow, lambda x: flow().log_prob(x), lr)
@@ -76,6 +87,7 @@ def zuko_model(flow: zuko.flows.Flow, lr: float) -> Model:
 MODELS: dict[str, Callable[[int, int], Model]] = {
     "flowplug ResidualFlow": lambda d, blocks: zuko_model(flowplug_zuko.ResidualFlow(d, transforms=blocks), 5e-3),
     "normflows Residual": NormflowsResidual,
+    "its networks, flowplug": same_networks,
     "zuko RealNVP": lambda d, blocks: zuko_model(
         zuko.flows.RealNVP(d, transforms=blocks, hidden_features=(128, 128)), 1e-3
     ),

@@ -10,7 +10,7 @@ Seed 0 after 25 CPU seconds, validation nats and use of the bound:
     sine                   3.15  0.73      0.99  0.72    -15.35  0.86      1.91  0.92
     2-norm (Gram)          4.33  0.64      1.20  0.51    -21.51  0.65      2.80  0.67
 
-After 100 CPU seconds
+On the first three tables after 100 CPU seconds:
 
     default                5.12  0.68      1.60  0.58    -15.27  0.85
 
