@@ -43,7 +43,8 @@ def maf(features=3, context=None):
 
 
 def nflows_composite(context=None):
-    parts = [nt.RandomPermutation(3), nt.QRLinear(3, 2), maf(context=context), nt.LULinear(3)]
+    with torch.device("cpu"):  # the constructor of QRLinear mixes devices where another is the default
+        parts = [nt.RandomPermutation(3), nt.QRLinear(3, 2), maf(context=context), nt.LULinear(3)]
     return nt.CompositeTransform(parts)
 
 

@@ -54,6 +54,7 @@ def test_tables_are_standardised_by_their_training_rows(compare, tmp_path):
     assert [len(part) for part in (data.train, data.val, data.test)] == [50, 9, 8]
 
 
+@pytest.mark.usefixtures("users_defaults")
 def test_the_default_table_needs_no_file(compare):
     data = compare.load_data(None, "cpu")
     assert [tuple(part.shape) for part in (data.train, data.val, data.test)] == [(341, 30), (114, 30), (114, 30)]

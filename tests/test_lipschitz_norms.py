@@ -232,10 +232,11 @@ class TestSpectral:
         value = fp.SVD().measure(weight)
         (gradient,) = torch.autograd.grad(value, weight)
         truth = torch.linalg.svdvals(weight.detach())
-        assert abs(float(value.detach() / truth[0]) - 1) <= 100 * eps
+        tolerance = 20 * count * eps  # cuSOLVER's rounding grows with the size
+        assert abs(float(value.detach() / truth[0]) - 1) <= tolerance
         # A subgradient: of norm 1 in the dual, and its product with the weight is the norm.
-        assert abs(float((gradient * weight.detach()).sum() / truth[0]) - 1) <= 100 * eps
-        assert abs(float(torch.linalg.svdvals(gradient).sum()) - 1) <= 100 * eps
+        assert abs(float((gradient * weight.detach()).sum() / truth[0]) - 1) <= tolerance
+        assert abs(float(torch.linalg.svdvals(gradient).sum()) - 1) <= tolerance
         if truth[1] < 0.99 * truth[0]:
             u, _, v = torch.linalg.svd(weight.detach())
             torch.testing.assert_close(gradient, torch.outer(u[:, 0], v[0]), atol=1e4 * eps, rtol=0)
@@ -338,6 +339,7 @@ class TestSpectral:
             assert projected.dtype == dtype
             assert float(torch.linalg.matrix_norm(projected.float(), 2)) <= 0.5 * (1 + torch.finfo(dtype).eps)
 
+    @pytest.mark.usefixtures("users_defaults")
     def test_layers_on_several_devices(self):
         g = fp.LipschitzMLP(3, (4, 4), norm=fp.Gram())
         g.layers[1].to("meta")
@@ -396,8 +398,8 @@ class TestPowerIteration:
         layer = fp.LipschitzLinear(32, 32, bound=0.9, norm=fp.PowerIteration(tol=0.1))
         layer.weight = nn.Parameter(5 * weight)
         errors = [float(torch.linalg.matrix_norm(layer.bounded_weight().detach(), 2)) / 0.9 - 1 for _ in range(200)]
-        assert errors[0] > 1e-2
-        assert errors[-1] < 1e-3
+        assert errors[0] > 1e-4
+        assert errors[-1] < min(errors[0] / 2, 1e-3)
 
     def test_a_warm_start_does_not_hide_a_new_direction(self):
         layer = fp.LipschitzLinear(16, 16, bound=0.9, norm=fp.PowerIteration())

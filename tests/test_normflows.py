@@ -48,6 +48,7 @@ class TestWorkflows:
             flows += [flowplug_normflows.Residual(net, reduce_memory=True)]
             flows += [nf.flows.ActNorm(2)]
         model, x = nf.NormalizingFlow(nf.distributions.DiagGaussian(2, trainable=False), flows), torch.randn(64, 2)
+        model.to(x.device)  # normflows makes weights on the CPU
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for _ in range(5):
             optimizer.zero_grad()
@@ -157,6 +158,7 @@ class TestArguments:
 def test_a_network_of_normflows_that_outgrew_its_bound_is_refused():
     net = nf.nets.LipschitzMLP([2, 16, 2], init_zeros=False, lipschitz_const=0.9)
     flow, x = flowplug_normflows.Residual(net), torch.randn(8, 2)
+    net.to(x.device)  # normflows makes weights on the CPU
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter))

@@ -74,7 +74,7 @@ def main() -> None:
 
     x = torch.randn(options.batch, options.features)
     networks = [fp.LipschitzMLP(options.features, options.hidden) for _ in range(options.blocks)]
-    model = normflows_model(options.features, options.hidden, options.blocks)
+    model = normflows_model(options.features, options.hidden, options.blocks).to(options.device)
 
     def update_and_loss() -> Tensor:
         nf.utils.update_lipschitz(model, 5)
