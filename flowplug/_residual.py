@@ -45,12 +45,14 @@ class ResidualTransform(Transform):
     ``torch.compile(transform)`` works; a training step takes 0.7 to 0.8 of the time then. On one core of a CPU, batch
     512, in multiples of forward and backward of the bare networks (``examples/benchmarks/speed.py --compile``): 43-d,
     three hidden layers of 128: 2.6, compiled 2.1 (normflows: 4.5); one hidden layer: 3.5, compiled 2.8 (normflows 5.0).
+    On a GPU, an H100, three hidden layers: 1.7 (normflows 3.8).
 
     Args:
         g: The residual branch; keeps the shape of x. Its `lipschitz_bound` must be known and below 1. A branch with an
             attribute ``context_features`` > 0 is called as ``g(x, context)``.
-        logdet: `ExactLogDet`, `PowerSeries`, ... for train mode. ``None``: chosen by the dimension of the events, exact
-            where that costs no more than an estimate.
+        logdet: `ExactLogDet`, `PowerSeries`, ... for train mode. ``None``: chosen by the dimension of the events and
+            the device, exact where that costs no more than an estimate: on CPUs to 4 dimensions, on GPUs to 64 in
+            batches of at most 32,768 numbers, for which it takes more memory.
         eval_logdet: The same for eval mode. ``None``: exact while affordable, else `Krylov` with 8 exact
             terms and roulette.
         solver: Solves for the inverse.
@@ -161,7 +163,7 @@ class ResidualTransform(Transform):
             return branch(x), x.new_zeros(len(x))
         logdet = self.logdet if self.training else self.eval_logdet
         if logdet is None:
-            logdet = default_logdet(math.prod(x.shape[1:]), training=self.training)
+            logdet = default_logdet(x, training=self.training)
         gx, ladj = logdet(branch, x, noise)
         # Estimators turn autograd on for their products; outside, the caller's mode holds.
         return (gx, ladj) if torch.is_grad_enabled() else (gx.detach(), ladj.detach())

@@ -11,6 +11,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     choose_defaults(config)
+    torch.backends.cudnn.allow_tf32 = False  # 10 bits in convolutions of float32
     # The tensors are tiny: more threads only wait for each other.
     torch.set_num_threads(1)
 

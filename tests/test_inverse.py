@@ -55,7 +55,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("bound", [0.97, 0.97**3])
     @pytest.mark.parametrize("norm", [fp.InfNorm(), fp.Gram()])
     @pytest.mark.parametrize("solver", SOLVERS)
-    def test_10_000_points(self, bound, norm, solver):
+    def test_10_000_points(self, bound, norm, solver, eps):
         networks = [fp.LipschitzMLP(6, (32, 32), bound=bound, norm=norm) for _ in range(4)]
         parts = [fp.ResidualTransform(g, solver=solver) for g in networks]
         flow = fp.ComposedTransform(*parts)
@@ -65,12 +65,13 @@ class TestRoundTrip:
             error = (flow.inverse(flow(x)[0])[0] - x).abs().amax()
         assert float(error) <= limit
         # Weights at their worst and points far out: rounding alone may move x by (1 / (1 - L)) ** 4 units, a million,
-        # but the equation f(x) = y is still met.
+        # but the equation f(x) = y is still met to rounding of x, which may be a thousand times as large.
         trained_to_stretch(flow, 6).eval()
         y = 10 * x
         with torch.no_grad(), fp.no_logdet():
-            defect = (flow(flow.inverse(y)[0])[0] - y).abs().amax()
-        assert float(defect) <= 10 * limit
+            x = flow.inverse(y)[0]
+            defect = (flow(x)[0] - y).abs().amax()
+        assert float(defect) <= 10 * eps * float(x.abs().amax())
 
     @pytest.mark.parametrize("solver", SOLVERS)
     def test_each_sample_is_solved_as_if_alone(self, solver, eps):
@@ -232,7 +233,8 @@ class TestDerivatives:
 
     def test_gradcheck_of_both_outputs(self, transform):
         y, context = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
-        parameters = [p.detach().clone().requires_grad_() for p in transform.parameters()]
+        # Weights that are close to 0 initially move away from there, where the norm has a kink.
+        parameters = [(p + 1e-3 * p.sign()).detach().requires_grad_() for p in transform.parameters()]
         names = [name for name, _ in transform.named_parameters()]
 
         def inverse(y, context, *values):

@@ -112,10 +112,10 @@ class TestInduced:
         for p, q in [(1.3, 1.3), (1.5, 2.2), (2.5, 3.0), (2.5, 2.5)]:
             assert abs(float(fp.InducedNorm(p, q).measure(weight)) / 3 - 1) <= 0.02
 
-    def test_the_power_method_is_power_iteration_at_2(self):
+    def test_the_power_method_is_power_iteration_at_2(self, eps):
         weight = torch.randn(6, 5)
         estimate = fp.InducedNorm(2, 2).estimate(weight, rtol=1e-12)
-        torch.testing.assert_close(estimate, torch.linalg.matrix_norm(weight, 2), rtol=1e-6, atol=0)
+        torch.testing.assert_close(estimate, torch.linalg.matrix_norm(weight, 2), rtol=max(1e-6, 50 * eps), atol=0)
 
     def test_only_matrices_are_estimated(self):
         with pytest.raises(fp.ShapeError, match=r"expects a matrix; got shape \(2, 3, 4\)"):

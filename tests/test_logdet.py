@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flowplug as fp
 from cases import residual, small_mlp
 from flowplug._branch import Branch
 from flowplug._noise import Noise
+from flowplug.logdet._default import default_logdet
 from flowplug.testing import z_test
 
 LONG = fp.Roulette(fp.Geometric(0.03), exact=2)
@@ -271,8 +273,8 @@ class TestDefaults:
         assert self.spread(residual(event=2).train(), torch.randn(4, 2)) == 0
 
     def test_stochastic_in_train_mode_above_and_exact_in_eval_mode(self, eps):
-        x = torch.randn(4, 64)
-        transform = residual(event=64)
+        x = torch.randn(4, 100)
+        transform = residual(event=100)
         assert self.spread(transform.train(), x) > 0
         oracle = fp.ResidualTransform(transform.g, logdet=fp.ExactLogDet())
         torch.testing.assert_close(transform.eval()(x)[1], oracle(x)[1].detach(), atol=100 * eps, rtol=0)
@@ -323,3 +325,25 @@ def test_probes_use_less_variance_with_signs():
     transform = fp.ResidualTransform(Scale(0.5), logdet=series)
     ladj = transform(torch.randn(5, 1))[1]
     torch.testing.assert_close(ladj, torch.full((5,), math.log(1.5)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "training", "exact"),
+    [
+        ("cpu", (7, 4), True, True),
+        ("cpu", (7, 5), True, False),
+        ("cpu", (7, 2, 8, 8), False, True),
+        ("cpu", (7, 129), False, False),
+        ("cuda", (512, 64), True, True),
+        ("cuda", (513, 64), True, False),
+        ("cuda", (7, 3, 4, 4), True, False),
+        ("cuda", (7, 2, 2), True, True),
+        ("cuda", (7, 65), True, False),
+        ("cuda", (99_999, 4), True, True),
+        ("cuda", (7, 129), False, False),
+    ],
+)
+def test_the_default_is_exact_where_that_is_cheap(device, shape, training, exact):
+    with FakeTensorMode():  # devices that need not be there
+        logdet = default_logdet(torch.empty(shape, device=device), training=training)
+    assert isinstance(logdet, fp.ExactLogDet if exact else fp.Krylov)

@@ -22,6 +22,9 @@ class LipschitzCNN(LipschitzNetwork):
     with :math:`|\hat W_l *| \le` ``bound ** (1 / n)`` and 1-Lipschitz :math:`\phi_l`. The context shifts all pixels of
     a channel alike, without a constraint.
 
+    On a GPU, torch rounds the factors in convolutions of float32 to 10 bits, and inverses are no more exact than that,
+    unless ``torch.backends.cudnn.allow_tf32 = False``.
+
     Args:
         channels: Number of channels of the images.
         hidden_channels: Numbers of channels of the hidden layers.

@@ -86,6 +86,8 @@ class _Arnoldi(Recurrence):
     :math:`b_j = v_1^T J^T p_j`, that is :math:`b = a U^{-1}`.
     """
 
+    STATE = ("_norm", "_basis", "_solution", "_lower", "_products", "_f", "_ratio", "_sound")
+
     def __init__(self, v: Tensor) -> None:
         flat, (t, _) = v.flatten(1), _quadrature(v.dtype, v.device)
         self._norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import abc
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +50,6 @@ class Solved(NamedTuple):
     share: Tensor
 
 
-R = TypeVar("R", bound="Recurrence")
-
-
 class Recurrence(abc.ABC):
     r"""A series on the R rows still running, at one of its terms.
 
@@ -64,7 +60,10 @@ class Recurrence(abc.ABC):
         u: What this term adds to u, ``(R, *event)``.
         known: The pair this term adds, as far as it is known without the next product.
         waiting: The pair that one unknown number of each row, which is in the next product, is to be multiplied by.
+        STATE: Names of all other attributes.
     """
+
+    STATE: ClassVar[tuple[str, ...]]
 
     direction: Tensor
     u: Tensor
@@ -80,15 +79,14 @@ class Recurrence(abc.ABC):
     def advance(self, product: Tensor) -> Tensor:
         """Moves on to the next term, given ``J^T direction``; returns the pair that waited for it."""
 
-    def rows(self: R, index: Tensor | slice) -> R:
-        """The rows in ``index`` only."""
-        part = copy.copy(self)
-        for name, value in vars(self).items():
+    def keep(self, index: Tensor | slice) -> None:
+        """Forgets all rows but those in ``index``."""
+        for name in ("direction", "u", "known", "waiting", *self.STATE):  # torch.compile does not follow vars
+            value = getattr(self, name)
             if isinstance(value, Tensor):
-                setattr(part, name, value[index])
+                setattr(self, name, value[index])
             elif isinstance(value, list):
-                setattr(part, name, [item[index] for item in value])
-        return part
+                setattr(self, name, [item[index] for item in value])
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,8 @@ class SeriesLogDet(abc.ABC):
                 index = left if len(left) < len(state.u) else None
             if index is not None:
                 rows = index if isinstance(rows, slice) else rows[index]
-                state, part = state.rows(index), part.rows(index)
+                state.keep(index)
+                part = part.rows(index)
             if not len(state.u):
                 break
             if k > 1:
