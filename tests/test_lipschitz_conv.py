@@ -95,6 +95,19 @@ class TestLayer:
         weight = torch.randn(*channels, 2, 2, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda w: norm.project(w, 0.9), (weight,))
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("norm", [fp.PowerIteration(), fp.Gram(), fp.InfNorm()], ids=str)
+    def test_weights_of_half_precision(self, norm, dtype):
+        layer = fp.LipschitzConv2d(3, 4, 3, bound=0.9, norm=norm).to(dtype)
+        with torch.no_grad():
+            layer.weight.mul_(10)
+        for _ in range(3):
+            weight = layer.bounded_weight()
+        assert weight.dtype == dtype
+        size = float(layer.norm.measure(weight.detach().float()))
+        slack = 0.005 + torch.finfo(dtype).eps
+        assert abs(size / 0.9 - 1) <= slack
+
     def test_a_single_pixel_is_a_matrix(self, eps):
         for norm in NORMS:
             layer = fp.LipschitzConv2d(4, 3, 1, norm=norm)

@@ -129,11 +129,11 @@ class WarmPowerIteration(OperatorNorm, nn.Module):
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
         """Scales the whole weight down if the norm found exceeds ``bound``."""
-        start = torch.view_as_complex(self.u) if self.u.dim() == 3 else self.u
-        projected, end = self.settings.scale(weight, bound, start)
+        start = self.u.to(torch.promote_types(self.u.dtype, torch.float32))  # complex numbers have no bfloat16
+        projected, end = self.settings.scale(weight, bound, torch.view_as_complex(start) if start.dim() == 3 else start)
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
-                start.copy_(end)
+                self.u.copy_(torch.view_as_real(end) if end.is_complex() else end)
         return projected
 
     def extra_repr(self) -> str:
