@@ -144,10 +144,10 @@ class TestAgainstTheExactLogDet:
         g = PerRow(0.9 * torch.linalg.qr(torch.randn(5, 5)).Q, 2)
         x = torch.randn(8, 5)
         x[:, 0] = torch.tensor([1.0, -1.0]).repeat(4)
-        sizes, rows = [], fp.logdet._series.Recurrence.rows
+        sizes, keep = [], fp.logdet._series.Recurrence.keep
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                fp.logdet._series.Recurrence, "rows", lambda self, index: sizes.append(len(index)) or rows(self, index)
+                fp.logdet._series.Recurrence, "keep", lambda self, index: sizes.append(len(index)) or keep(self, index)
             )
             logdet = fp.Krylov(terms=fp.Converged(1e-12), probes=Basis(5))
             got = value_and_gradients(g, logdet, x)
