@@ -2,7 +2,7 @@
 
 A training step is forward and backward of one residual block, an evaluation its forward pass in eval mode, both on rows
 of the given batch. Printed is the median ratio of CPU times (on a GPU, of the time until it is done), exact over
-stochastic, and the spread of its middle half: the default changes from exact to stochastic where it passes 1.
+stochastic, and the spread of its middle half: on CPUs the default changes from exact to stochastic where it passes 1.
 
     python examples/benchmarks/breakeven.py
     python examples/benchmarks/breakeven.py --device cuda --batch 4096

@@ -74,7 +74,7 @@ class PowerSeries(SeriesLogDet):
 class _Powers(Recurrence):
     r"""The directions :math:`(-J^T)^{k-1} v`: u is their sum, and term k of the value one k-th of that of u^T J v."""
 
-    STATE = ("_v", "_k")
+    STATE = ("_v",)
 
     def __init__(self, v: Tensor) -> None:
         self._v, self._k, self.direction, self.u = v, 1, v, v

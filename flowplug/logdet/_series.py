@@ -60,7 +60,7 @@ class Recurrence(abc.ABC):
         u: What this term adds to u, ``(R, *event)``.
         known: The pair this term adds, as far as it is known without the next product.
         waiting: The pair that one unknown number of each row, which is in the next product, is to be multiplied by.
-        STATE: Names of all other attributes.
+        STATE: Names of the other attributes that have a row each, or are lists of such.
     """
 
     STATE: ClassVar[tuple[str, ...]]
