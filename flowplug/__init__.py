@@ -17,6 +17,7 @@ from flowplug._noise import fixed_noise as fixed_noise
 from flowplug._noise import no_logdet as no_logdet
 from flowplug._norm import ActNorm as ActNorm
 from flowplug._residual import ResidualTransform as ResidualTransform
+from flowplug._stack import ResidualStack as ResidualStack
 from flowplug._transform import ComposedTransform as ComposedTransform
 from flowplug._transform import InverseTransform as InverseTransform
 from flowplug._transform import Transform as Transform
