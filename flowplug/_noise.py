@@ -16,6 +16,11 @@ class Noise:
 
     Args:
         seed: An integer scalar tensor, read only by an estimator that asks for a generator; ``None``: torch's own.
+
+    Example:
+        >>> noise = Noise(torch.tensor(7))
+        >>> noise.generator("cpu").initial_seed(), Noise().generator("cpu")
+        (7, None)
     """
 
     def __init__(self, seed: Tensor | None = None) -> None:

@@ -7,15 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowplug._branch import Branch
 from flowplug._errors import ShapeError
 from flowplug._noise import Noise, current_seed, logdet_skipped
 from flowplug._transform import Transform
-from flowplug.lipschitz._bound import LipschitzBound, lipschitz_bound, require_contraction
-from flowplug.logdet._default import LogDet, default_logdet
-from flowplug.logdet._series import SeriesLogDet
-from flowplug.solvers._anderson import Anderson
-from flowplug.solvers._implicit import Solver, solve
+from flowplug.branch import Branch, LipschitzBound, lipschitz_bound, require_contraction
+from flowplug.logdet import LogDet, Series, default_logdet
+from flowplug.solvers import Anderson, Solver, solve
 
 Method = Callable[["ResidualTransform", Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -57,14 +54,14 @@ class ResidualTransform(Transform):
             terms and roulette.
         solver: Solves for the inverse.
         event_dim: Number of event dimensions; ``None`` takes it from ``g.event_shape``, or 1.
-        max_rows: Number of samples evaluated at a time where no gradient is asked for (``torch.no_grad()``), which
+        chunk_size: Number of samples evaluated at a time where no gradient is asked for (``torch.no_grad()``), which
             bounds the memory of sampling and testing, whatever the batch; at least 1.
 
     Raises:
         LipschitzError: The bound of g is unknown, or not below 1 (at construction, in eval mode and in `inverse`).
         ShapeError: ``event_dim`` contradicts ``g.event_shape``, or g changes the shape of its input.
         NotConverged: The inverse did not converge.
-        ValueError: ``max_rows`` is below 1.
+        ValueError: ``chunk_size`` is below 1.
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
     and Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, "Invertible Residual Networks", ICML 2019.
@@ -87,18 +84,18 @@ class ResidualTransform(Transform):
         eval_logdet: LogDet | None = None,
         solver: Solver = Anderson(),  # noqa: B008 -- frozen and stateless
         event_dim: int | None = None,
-        max_rows: int = 65_536,
+        chunk_size: int = 65_536,
     ) -> None:
         super().__init__()
         self.g = g
-        bound = self.lipschitz
-        require_contraction(type(g).__name__, bound)
+        lipschitz = self.lipschitz
+        require_contraction(type(g).__name__, lipschitz)
         for estimator in (logdet, eval_logdet):
-            if isinstance(estimator, SeriesLogDet):
-                estimator.check(bound)
-        if max_rows < 1:
-            raise ValueError(f"ResidualTransform(max_rows=...) must be at least 1; got {max_rows}")
-        self.max_rows = max_rows
+            if isinstance(estimator, Series):
+                estimator.check(lipschitz)
+        if chunk_size < 1:
+            raise ValueError(f"ResidualTransform(chunk_size=...) must be at least 1; got {chunk_size}")
+        self.chunk_size = chunk_size
         self.logdet, self.eval_logdet, self.solver = logdet, eval_logdet, solver
         self.event_shape = getattr(g, "event_shape", None)
         known = 1 if self.event_shape is None else len(self.event_shape)
@@ -127,9 +124,8 @@ class ResidualTransform(Transform):
     @_outside_inference_mode
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
-            bound = branch.lipschitz_bound()
-            require_contraction(type(self.g).__name__, bound)
-            x = solve(self.solver, branch, rows, bound)
+            require_contraction(type(self.g).__name__, branch.lipschitz_bound())
+            x = solve(self.solver, branch, rows)
             return x, x.new_zeros(len(x)) if logdet_skipped() else -self._evaluate(branch, x, noise)[1]
 
         return self._by_rows(direction, y, context)
@@ -140,13 +136,13 @@ class ResidualTransform(Transform):
         x: Tensor,
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Applies a direction to rows ``(B, *event)``, ``max_rows`` at a time where no graph is built."""
+        """Applies a direction to rows ``(B, *event)``, ``chunk_size`` at a time where no graph is built."""
         batch, event = x.shape[: x.dim() - self.event_dim], x.shape[x.dim() - self.event_dim :]
         count = math.prod(batch)
         seed = current_seed()
         fresh = self.training and seed is None
         noise = Noise() if fresh else Noise(self.noise_seed ^ (seed or 0))
-        size = max(1, count) if torch.is_grad_enabled() else self.max_rows
+        size = max(1, count) if torch.is_grad_enabled() else self.chunk_size
         pieces = torch.split(x.reshape(count, *event), size)
         contexts = (
             [None] * len(pieces)

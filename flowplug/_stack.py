@@ -4,19 +4,14 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from flowplug._norm import ActNorm
+from flowplug._actnorm import ActNorm
 from flowplug._residual import ResidualTransform
 from flowplug._transform import ComposedTransform, Transform
-from flowplug.dense._init import ScaledIdentity
-from flowplug.dense._transform import DenseTransform
-from flowplug.dense._whitening import Whitening
-from flowplug.lipschitz._mlp import LipschitzMLP
-from flowplug.lipschitz._norms import OperatorNorm
-from flowplug.lipschitz._path_norm import PathNorm
-from flowplug.lipschitz._sine_huber import SineHuber
-from flowplug.logdet._default import LogDet
-from flowplug.solvers._anderson import Anderson
-from flowplug.solvers._implicit import Solver
+from flowplug._whitening import Whitening
+from flowplug.dense import DenseTransform, ScaledIdentity
+from flowplug.lipschitz import LipschitzMLP, NetworkNorm, OperatorNorm, PathNorm, SineHuber
+from flowplug.logdet import LogDet
+from flowplug.solvers import Anderson, Solver
 
 
 class ResidualStack(ComposedTransform):
@@ -57,7 +52,7 @@ class ResidualStack(ComposedTransform):
         *,
         context_features: int = 0,
         bound: float = 0.97,
-        norm: OperatorNorm | Sequence[OperatorNorm] = PathNorm(),  # noqa: B008 -- frozen and stateless
+        norm: OperatorNorm | NetworkNorm | Sequence[OperatorNorm] = PathNorm(),  # noqa: B008 -- frozen and stateless
         activation: Callable[[], nn.Module] = SineHuber,
         logdet: LogDet | None = None,
         eval_logdet: LogDet | None = None,

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug._branch import Branch
 from flowplug._errors import NotConverged
 from flowplug._noise import no_logdet
 from flowplug._residual import ResidualTransform
-from flowplug.lipschitz._induced import InducedNorm
+from flowplug.branch import Branch
+from flowplug.lipschitz import InducedNorm
 
 _FALSE_ALARM = 1e-6
 
@@ -220,12 +220,12 @@ def respects_its_bound(case: Case) -> None:
             optimizer.zero_grad()
             torch.autograd.backward(-jacobian.square().sum())
             optimizer.step()
-        bound = residual.lipschitz
+        lipschitz = residual.lipschitz
         jacobian = Branch.of(residual.g, context).jacobian(case.x)[1].detach()
-        order = 2.0 if bound.norm is None else bound.norm
+        order = 2.0 if lipschitz.domain is None else lipschitz.domain
         # From below where the norm has no closed form.
         largest = max(float(InducedNorm(order, order).estimate(matrix)) for matrix in jacobian.flatten(2))
-        _require(largest <= float(bound) * 1.00001, f"a Jacobian of norm {largest} exceeds the bound {bound}")
+        _require(largest <= float(lipschitz) * 1.00001, f"a Jacobian of norm {largest} exceeds the bound {lipschitz}")
 
 
 def saves_and_copies(case: Case) -> None:

@@ -5,7 +5,7 @@ from nflows.transforms.reshape import SqueezeTransform
 from torch import Tensor
 
 import flowplug as fp
-from flowplug._host import HostTransform, Pair, check_host, context_width, takes_context
+from flowplug.hosts import HostTransform, Pair, check_host, context_width, takes_context
 
 
 def from_nflows(transform: Transform, *, event_dim: int = 1, context_features: int | None = None) -> fp.Transform:

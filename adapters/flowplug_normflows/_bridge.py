@@ -8,7 +8,7 @@ from normflows import flows as nf
 from torch import Tensor, nn
 
 import flowplug as fp
-from flowplug._host import HostTransform, Pair, check_host, context_width, takes_context
+from flowplug.hosts import HostTransform, Pair, check_host, context_width, takes_context
 
 _LISTS = "works on lists of tensors: pass the block that holds it, as AffineCouplingBlock or GlowBlock"
 _CHAINS = "draws at random, and is no bijection: leave it in normflows, and bridge the flows before and after it"

@@ -7,7 +7,7 @@ from torch import Tensor
 from zuko.lazy import LazyTransform
 
 import flowplug as fp
-from flowplug._host import HostTransform, Pair, check_host
+from flowplug.hosts import HostTransform, Pair, check_host
 
 
 def from_zuko(transform: LazyTransform, *, event_dim: int = 1, context_features: int = 0) -> fp.Transform:

@@ -116,7 +116,7 @@ class CircularConv2d(Transform):
         after = self.weight.shape[-1] - 1 - self.before
         padded = functional.pad(x.reshape(-1, *x.shape[-3:]), (self.before, after, self.before, after), mode="circular")
         y = functional.conv2d(padded, weight, bias).to(weight.dtype).reshape(x.shape)
-        ladj = self._log_det(self.spectrum(weight, self._size(x)), x).expand(x.shape[:-3])
+        ladj = self._logabsdet(self.spectrum(weight, self._size(x)), x).expand(x.shape[:-3])
         if self.activation is None:
             return y, ladj
         y, other = self.activation(y.movedim(-3, -1), context)
@@ -131,7 +131,7 @@ class CircularConv2d(Transform):
         spectrum = self.spectrum(self.weight, size)
         scales = torch.linalg.svdvals(spectrum.detach())
         require_invertible(self, scales.amax() / scales.amin())
-        ladj = self._log_det(spectrum, y).expand(y.shape[:-3])
+        ladj = self._logabsdet(spectrum, y).expand(y.shape[:-3])
         images = (y - self._shift()[:, None, None]).reshape(-1, *y.shape[-3:])
         if len(images):  # some FFT libraries refuse empty batches
             waves = torch.fft.rfft2(images).permute(2, 3, 1, 0)
@@ -152,18 +152,18 @@ class CircularConv2d(Transform):
         taps = taps.roll((self.before, self.before), dims=(-2, -1))
         return taps[..., : self.weight.shape[-2], : self.weight.shape[-1]]
 
-    def _log_det(self, spectrum: Tensor, x: Tensor) -> Tensor:
-        log_dets: Tensor = torch.linalg.slogdet(spectrum).logabsdet
-        singular = int((~log_dets.isfinite()).sum())
+    def _logabsdet(self, spectrum: Tensor, x: Tensor) -> Tensor:
+        logabsdets: Tensor = torch.linalg.slogdet(spectrum).logabsdet
+        singular = int((~logabsdets.isfinite()).sum())
         if singular:
             raise SingularMatrixError(
-                f"CircularConv2d({self.extra_repr()}) is singular or not finite at {singular} of {log_dets.numel()} "
+                f"CircularConv2d({self.extra_repr()}) is singular or not finite at {singular} of {logabsdets.numel()} "
                 "frequencies"
             )
         # Of each pair of conjugate frequencies one is stored; the first column, and the last of an even width, pair up
         # within themselves.
-        total: Tensor = 2 * log_dets.sum() - log_dets[:, 0].sum()
-        return total - log_dets[:, -1].sum() if x.shape[-1] % 2 == 0 else total
+        total: Tensor = 2 * logabsdets.sum() - logabsdets[:, 0].sum()
+        return total - logabsdets[:, -1].sum() if x.shape[-1] % 2 == 0 else total
 
     def _size(self, x: Tensor) -> tuple[int, int]:
         size = (x.shape[-2], x.shape[-1])

@@ -28,7 +28,13 @@ class Affine(NamedTuple):
 
 
 class DenseGradient(Protocol):
-    """Turns an evaluation, or the ordinary gradient, into the directions for W and b."""
+    """Turns an evaluation, or the ordinary gradient, into the directions for W and b.
+
+    Example:
+        >>> Euclidean().precondition(torch.ones(2, 3), torch.eye(3))
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
+    """
 
     def __call__(self, affine: Affine) -> tuple[Tensor, Tensor]:
         """``(D, D)`` and ``(D,)``, at the cost of vector-matrix products."""

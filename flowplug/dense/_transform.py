@@ -69,12 +69,12 @@ class DenseTransform(Transform):
         init(self.weight)
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
         self.activation, self.gradient, self.value = activation, gradient, value
-        self._log_det: tuple[Tensor, int] | None = None  # a value, and how many passes it has served
+        self._logabsdet: tuple[Tensor, int] | None = None  # a value, and how many passes it has served
         self._factors: tuple[Tensor, int, Tensor, Tensor, Tensor] | None = None  # W, its version, and what follows
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start with empty caches."""
-        return {**self.__dict__, "_log_det": None, "_factors": None}
+        return {**self.__dict__, "_logabsdet": None, "_factors": None}
 
     @torch.no_grad()
     def whiten(self, x: Tensor, shrinkage: float = 1e-3) -> None:
@@ -115,7 +115,7 @@ class DenseTransform(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        y, ladj = _AffineMap.apply(rows, self.weight, self._shift(), self._current_log_det(), self.gradient)  # type: ignore[no-untyped-call]
+        y, ladj = _AffineMap.apply(rows, self.weight, self._shift(), self._current_logabsdet(), self.gradient)  # type: ignore[no-untyped-call]
         y, ladj = y.reshape(x.shape), ladj.reshape(x.shape[:-1])
         if self.activation is None:
             return y, ladj
@@ -130,12 +130,12 @@ class DenseTransform(Transform):
         require_invertible(self, condition)
         rows = y.reshape(-1, y.shape[-1]) - self._shift()
         if torch.is_grad_enabled():
-            log_det = torch.linalg.slogdet(self.weight).logabsdet
+            logabsdet = torch.linalg.slogdet(self.weight).logabsdet
             rows = torch.linalg.solve(self.weight, rows.T).T
         else:
-            log_det = factors.diagonal().abs().log().sum()
+            logabsdet = factors.diagonal().abs().log().sum()
             rows = torch.linalg.lu_solve(factors, pivots, rows.T).T
-        return rows.reshape(y.shape), -log_det.expand(y.shape[:-1]) + other
+        return rows.reshape(y.shape), -logabsdet.expand(y.shape[:-1]) + other
 
     def _vectors(self, x: Tensor) -> Tensor:
         """What W multiplies, ``(N, D)``."""
@@ -145,10 +145,10 @@ class DenseTransform(Transform):
         return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
 
     @torch.no_grad()
-    def _current_log_det(self) -> Tensor:
-        if self.training and self._log_det is not None and not self.value.due(self._log_det[1]):
-            served, age = self._log_det
-            self._log_det = (served, age + 1)
+    def _current_logabsdet(self) -> Tensor:
+        if self.training and self._logabsdet is not None and not self.value.due(self._logabsdet[1]):
+            served, age = self._logabsdet
+            self._logabsdet = (served, age + 1)
             return served
         if self.training:
             value: Tensor = torch.linalg.slogdet(self.weight).logabsdet
@@ -159,7 +159,7 @@ class DenseTransform(Transform):
                 f"the matrix of {_name(self)} is singular or not finite: log|det W| = {float(value)}"
             )
         if self.training:
-            self._log_det = (value, 1)
+            self._logabsdet = (value, 1)
         return value
 
     @torch.no_grad()
@@ -210,14 +210,14 @@ class _AffineMap(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        log_det: Tensor,
+        logabsdet: Tensor,
         gradient: DenseGradient,
     ) -> tuple[Tensor, Tensor]:
         y = torch.addmm(bias, x, weight.T).to(weight.dtype)  # autocast lowers it
         ctx.gradient, kind = gradient, x.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         ctx.save_for_backward(weight, bias, x, y)
-        return y, log_det.expand(len(x)).clone()
+        return y, logabsdet.expand(len(x)).clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401

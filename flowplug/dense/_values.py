@@ -5,7 +5,12 @@ from typing import Protocol
 
 
 class DenseValue(Protocol):
-    """Decides when the value is computed anew."""
+    """Decides when the value is computed anew.
+
+    Example:
+        >>> ExactValue().due(1), Deferred(every=3).due(1), Deferred(every=3).due(3)
+        (True, False, True)
+    """
 
     def due(self, age: int) -> bool:
         """Whether a value that has served ``age`` forward passes is to be replaced."""

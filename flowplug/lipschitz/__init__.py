@@ -1,1 +1,29 @@
-"""Lipschitz-bounded layers and networks, their norms, and certificates."""
+"""Bounded layers and networks, the norms their bounds hold in, and activations."""
+
+from flowplug.lipschitz.activations import Activation as Activation
+from flowplug.lipschitz.activations import CLipSwish as CLipSwish
+from flowplug.lipschitz.activations import FullSort as FullSort
+from flowplug.lipschitz.activations import GroupSort as GroupSort
+from flowplug.lipschitz.activations import LipSwish as LipSwish
+from flowplug.lipschitz.activations import MaxMin as MaxMin
+from flowplug.lipschitz.activations import Sine as Sine
+from flowplug.lipschitz.activations import SineHuber as SineHuber
+from flowplug.lipschitz.layers import LipschitzConv1d as LipschitzConv1d
+from flowplug.lipschitz.layers import LipschitzConv2d as LipschitzConv2d
+from flowplug.lipschitz.layers import LipschitzConv3d as LipschitzConv3d
+from flowplug.lipschitz.layers import LipschitzLayer as LipschitzLayer
+from flowplug.lipschitz.layers import LipschitzLinear as LipschitzLinear
+from flowplug.lipschitz.networks import LipschitzCNN as LipschitzCNN
+from flowplug.lipschitz.networks import LipschitzDenseNet as LipschitzDenseNet
+from flowplug.lipschitz.networks import LipschitzMLP as LipschitzMLP
+from flowplug.lipschitz.networks import LipschitzNetwork as LipschitzNetwork
+from flowplug.lipschitz.norms import SVD as SVD
+from flowplug.lipschitz.norms import Gram as Gram
+from flowplug.lipschitz.norms import InducedNorm as InducedNorm
+from flowplug.lipschitz.norms import InfNorm as InfNorm
+from flowplug.lipschitz.norms import LearnedOrder as LearnedOrder
+from flowplug.lipschitz.norms import NetworkNorm as NetworkNorm
+from flowplug.lipschitz.norms import OneNorm as OneNorm
+from flowplug.lipschitz.norms import OperatorNorm as OperatorNorm
+from flowplug.lipschitz.norms import PathNorm as PathNorm
+from flowplug.lipschitz.norms import PowerIteration as PowerIteration

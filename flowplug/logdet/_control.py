@@ -5,11 +5,17 @@ from typing import Protocol
 
 from torch import Tensor
 
-from flowplug._branch import Linearization
+from flowplug.branch import Linearization
 
 
 class Control(Protocol):
-    """Replaces the first term of a series."""
+    """Replaces the first term of a series.
+
+    Example:
+        >>> linear = Branch.of(LipschitzMLP(2), None).linearize(torch.randn(5, 2))
+        >>> ExactTrace()(linear).shape
+        torch.Size([5])
+    """
 
     def __call__(self, linear: Linearization) -> Tensor | None:
         r"""The exact :math:`\operatorname{tr} J`, ``(B,)``, with its graph; ``None`` where it is too dear."""

@@ -5,15 +5,23 @@ from typing import Protocol
 
 from torch import Tensor
 
-from flowplug._branch import Branch
 from flowplug._noise import Noise
+from flowplug.branch import Branch
 from flowplug.logdet._exact import ExactLogDet
 from flowplug.logdet._krylov import Krylov
-from flowplug.logdet._terms import Geometric, Roulette
+from flowplug.logdet._lengths import Geometric
+from flowplug.logdet._terms import Roulette
 
 
 class LogDet(Protocol):
-    """Evaluates a residual branch together with the log-det of ``x + g(x)``."""
+    """Evaluates a residual branch together with the log-det of ``x + g(x)``.
+
+    Example:
+        >>> branch = Branch.of(LipschitzMLP(2), None)
+        >>> gx, ladj = ExactLogDet()(branch, torch.randn(5, 2), Noise())
+        >>> gx.shape, ladj.shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the log-det ``(B,)`` in nats, at ``x: (B, *event)``."""

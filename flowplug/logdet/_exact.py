@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowplug._branch import Branch
 from flowplug._noise import Noise
+from flowplug.branch import Branch
 
 
 @dataclass(frozen=True)

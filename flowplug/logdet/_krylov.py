@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from flowplug.logdet._control import Control, ExactTrace
-from flowplug.logdet._gradients import Gradient, Neumann, Recompute
+from flowplug.logdet._lengths import Geometric
+from flowplug.logdet._neumann import Neumann
 from flowplug.logdet._probes import Probes, Rademacher
-from flowplug.logdet._series import Recurrence, SeriesLogDet
-from flowplug.logdet._terms import Geometric, Roulette, Terms
+from flowplug.logdet._recurrence import Recurrence
+from flowplug.logdet._series import Gradient, Series
+from flowplug.logdet._terms import Roulette, Terms
 
 _SMALLEST_PIVOT = 1e-3
 
 
 @dataclass(frozen=True)
-class Krylov(SeriesLogDet):
+class Krylov(Series):
     r"""The stochastic log-det from the same products as `PowerSeries`, with far less variance for them.
 
     .. math:: \log\det(I + J) = E \int_0^1 v^T J^T u_t \, dt, \qquad (I + t J^T) u_t = v, \qquad
@@ -67,10 +69,6 @@ class Krylov(SeriesLogDet):
     gradient: Gradient = Neumann()  # noqa: RUF009
     control: Control | None = ExactTrace()  # noqa: RUF009
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.gradient, Neumann | Recompute):
-            raise TypeError(f"Krylov(gradient=...) must be Neumann() or Recompute(); got {self.gradient}")
-
     def start(self, v: Tensor) -> Recurrence:
         """The series at :math:`v^T J v`."""
         return _Arnoldi(v)
@@ -99,7 +97,7 @@ class _Arnoldi(Recurrence):
         self._f = v.new_ones(len(v), 1)  # f_k at t = 1
         self._ratio = v.new_ones(len(v), len(t))  # f_k(t) / f_k(1)
         self._sound = torch.ones_like(self._f)  # 0 where a pivot came close to 0, else 1
-        self.direction, self.u = first.reshape(v.shape), v
+        self.vector, self.u = first.reshape(v.shape), v
         self.known, self.waiting = v.new_zeros(len(v), 2), self._norm.square().expand(-1, 2)
 
     @property
@@ -108,14 +106,27 @@ class _Arnoldi(Recurrence):
         return self._f.abs().squeeze(1)
 
     def advance(self, product: Tensor) -> Tensor:
-        """One step of Arnoldi's method, and one column of U."""
-        (t, rules), limits = _quadrature(product.dtype, product.device), torch.finfo(product.dtype)
-        w = rest = product.flatten(1)
+        """One step of Arnoldi's method, one column of U, and the term that follows from them."""
+        a, column, following, size = self._expand(product.flatten(1))
+        settled = a * self.waiting
+        pivot, b, p = self._eliminate(a, column)
+        self._correct(a, b, p, pivot, following, size, product.shape)
+        t = _quadrature(product.dtype, product.device)[0]
+        self._lower = [*self._lower, size * t / pivot]
+        self._basis = [*self._basis, following]
+        self._solution, self._products = [*self._solution, p], [*self._products, b]
+        return settled
+
+    def _expand(self, w: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        """The next vector of the basis from a product ``w: (R, D)``.
+
+        Returns:
+            a_k ``(R, 1)``, the entries of column k of L^-1 t H ``(R, nodes)``, the vector v_{k+1} ``(R, D)``, zero for
+            an invariant subspace, and h_{k+1,k} ``(R, 1)``.
+        """
+        t, limits = _quadrature(w.dtype, w.device)[0], torch.finfo(w.dtype)
         h, rest = _orthogonalize(w, self._basis)
         again, rest = _orthogonalize(rest, self._basis)  # against rounding
-        a = h[0]
-        settled = a * self.waiting
-
         column: list[Tensor] = []
         for j, (one, other) in enumerate(zip(h, again, strict=True)):
             entry = (one + other) * t
@@ -123,30 +134,34 @@ class _Arnoldi(Recurrence):
         # A row without sound pivots subtracts no projection: powers of J^T from here on.
         self._sound = self._sound * (column[-1].amin(1, keepdim=True) > _SMALLEST_PIVOT - 1)
         rest = torch.where(self._sound.bool(), rest, w)
-        column = [entry * self._sound for entry in column]
-        pivot, b, p = 1 + column.pop(), a, self._basis[-1]
-        for j, entry in enumerate(column):
-            b = torch.addcmul(b, self._products[j], entry, value=-1)
-            p = torch.addcmul(p, self._solution[j], entry[:, -1:], value=-1)
-        b, p = b / pivot, p / pivot[:, -1:]
-
         size = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
         # An invariant subspace: what is left is rounding, and the approximation exact.
         broken = size <= 10 * limits.eps * torch.linalg.vector_norm(w, dim=1, keepdim=True)
         size = size.masked_fill(broken, 0.0)
         following = rest * (size / size.square().clamp(min=limits.tiny))
+        return h[0], [entry * self._sound for entry in column], following, size
 
+    def _eliminate(self, a: Tensor, column: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The pivot u_kk and b_k, ``(R, nodes)``, and p_k ``(R, D)`` at t = 1."""
+        *above, last = column
+        pivot, b, p = 1 + last, a, self._basis[-1]
+        for j, entry in enumerate(above):
+            b = torch.addcmul(b, self._products[j], entry, value=-1)
+            p = torch.addcmul(p, self._solution[j], entry[:, -1:], value=-1)
+        return pivot, b / pivot, p / pivot[:, -1:]
+
+    def _correct(
+        self, a: Tensor, b: Tensor, p: Tensor, pivot: Tensor, following: Tensor, size: Tensor, shape: torch.Size
+    ) -> None:
+        """What the new pair changes of the solution: the next term."""
+        t, rules = _quadrature(a.dtype, a.device)
         square, f = self._norm.square(), self._f
         self.known = square * f * ((self._ratio * (b - a)) @ rules)
         self._f = -size * f / pivot[:, -1:]
         self._ratio = self._ratio * t * (pivot[:, -1:] / pivot)
         self.waiting = square * self._f * (self._ratio @ rules)
-        self.u = (self._norm * (f * (p - self._basis[-1]) + self._f * following)).reshape(product.shape)
-        self.direction = following.reshape(product.shape)
-        self._basis = [*self._basis, following]
-        self._solution, self._products = [*self._solution, p], [*self._products, b]
-        self._lower = [*self._lower, size * t / pivot]
-        return settled
+        self.u = (self._norm * (f * (p - self._basis[-1]) + self._f * following)).reshape(shape)
+        self.vector = following.reshape(shape)
 
 
 def _orthogonalize(w: Tensor, basis: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:

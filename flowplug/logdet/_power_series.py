@@ -1,22 +1,27 @@
 """The power series of the log-det, with Hutchinson's trace estimator."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowplug._errors import InfiniteVarianceWarning
-from flowplug.lipschitz._bound import LipschitzBound
+from flowplug.branch import Linearization, LipschitzBound
 from flowplug.logdet._control import Control
-from flowplug.logdet._gradients import Gradient, Neumann, dot
+from flowplug.logdet._lengths import Certified
+from flowplug.logdet._neumann import Neumann
 from flowplug.logdet._probes import Probes, Rademacher
-from flowplug.logdet._series import Recurrence, SeriesLogDet
-from flowplug.logdet._terms import Certified, Roulette, Terms
+from flowplug.logdet._recurrence import Draw, Recurrence, Solved
+from flowplug.logdet._series import Gradient, Series, dot
+from flowplug.logdet._terms import Roulette, Terms
 
 
 @dataclass(frozen=True)
-class PowerSeries(SeriesLogDet):
+class PowerSeries(Series):
     r"""The stochastic log-det of Residual Flows, from vector-Jacobian products alone.
 
     .. math:: \log\det(I + J) = \sum_{k=1}^{\infty} \frac{(-1)^{k+1}}{k} \operatorname{tr} J^k
@@ -49,19 +54,19 @@ class PowerSeries(SeriesLogDet):
     gradient: Gradient = Neumann()  # noqa: RUF009
     control: Control | None = None
 
-    def check(self, bound: LipschitzBound) -> None:
+    def check(self, lipschitz: LipschitzBound) -> None:
         """Term k has a second moment of the order rho^2k / P(N >= k): its sum is finite if P falls slower than L^2k.
 
         Warns:
             InfiniteVarianceWarning: It may fall faster.
         """
-        limit, decay = float(bound) ** 2, self.terms.decay(float(bound))
+        limit, decay = float(lipschitz) ** 2, self.terms.decay(float(lipschitz))
         if 0 < limit >= decay:
             warnings.warn(
-                f"{self.terms} ends a power series too early for a Lipschitz bound of {float(bound):.3g}: from term to "
-                f"term a share of {decay:.3g} goes on, and the variance is infinite once the squared spectral radius "
-                f"of a Jacobian reaches that; it may be up to {limit:.3g} here. Use Krylov, whose variance is always "
-                "finite, or Roulette(Certified())",
+                f"{self.terms} ends a power series too early for a Lipschitz bound of {float(lipschitz):.3g}: from "
+                f"term to term a share of {decay:.3g} goes on, and the variance is infinite once the squared spectral "
+                f"radius of a Jacobian reaches that; it may be up to {limit:.3g} here. Use Krylov, whose variance is "
+                "always finite, or Roulette(Certified())",
                 InfiniteVarianceWarning,
                 stacklevel=3,
             )
@@ -72,24 +77,85 @@ class PowerSeries(SeriesLogDet):
 
 
 class _Powers(Recurrence):
-    r"""The directions :math:`(-J^T)^{k-1} v`: u is their sum, and term k of the value one k-th of that of u^T J v."""
+    r"""The vectors :math:`(-J^T)^{k-1} v`: u is their sum, and term k of the value one k-th of that of u^T J v."""
 
     STATE = ("_v",)
 
     def __init__(self, v: Tensor) -> None:
-        self._v, self._k, self.direction, self.u = v, 1, v, v
+        self._v, self._k, self.vector, self.u = v, 1, v, v
         self.known, self.waiting = v.new_zeros(len(v), 2), v.new_ones(len(v), 2)
 
     @property
     def residual(self) -> Tensor:
-        """The size of the direction, relative to v."""
-        return (dot(self.direction, self.direction) / dot(self._v, self._v)).sqrt()
+        """The size of the power, relative to v."""
+        return (dot(self.vector, self.vector) / dot(self._v, self._v)).sqrt()
 
     def advance(self, product: Tensor) -> Tensor:
         """To the next power."""
         settled = dot(product, self._v).unsqueeze(1) * self.waiting
-        self.direction = self.u = -product
+        self.vector = self.u = -product
         self._k += 1
         share = product.new_full((len(product), 1), 1 / self._k)
         self.waiting = torch.cat([share, torch.ones_like(share)], dim=1)
         return settled
+
+
+@dataclass(frozen=True)
+class Autograd(Gradient):
+    r"""Differentiates a power series term by term; memory grows with the number of terms.
+
+    .. math:: \sum_{k=1}^{n} \frac{(-1)^{k+1} c_k}{k} v^T J^k v
+
+    Raises:
+        TypeError: At construction of another series than `PowerSeries`: a projection is no sum of such terms.
+
+    Example:
+        >>> logdet = PowerSeries(gradient=Autograd())
+    """
+
+    def check(self, series: Series) -> None:
+        """Refuses all but power series."""
+        if not isinstance(series, PowerSeries):
+            raise TypeError(
+                f"{type(series).__name__}(gradient=...) must not be Autograd(), which differentiates the terms of a "
+                "power series: use Neumann() or Recompute(), or PowerSeries"
+            )
+
+    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
+        """Nothing: all of it needs the graph."""
+        del series, linear, draws, first
+        return []
+
+    def attach(
+        self,
+        series: Series,
+        linear: Linearization,
+        trace: Tensor | None,
+        draws: Sequence[Draw],
+        solved: Sequence[Solved],
+    ) -> Tensor:
+        """The series and, through autograd, its gradient."""
+        del solved
+        # Where no term is drawn, a zero that keeps its graph lets a loss of log-dets alone be differentiated.
+        total = 0 * linear.y.flatten(1).sum(1) if trace is None else trace * len(draws)
+        for draw in draws:
+            total = _add_terms(total, series.terms.rtol, linear, draw, first=trace is None)
+        return total / len(draws)
+
+
+def _add_terms(total: Tensor, rtol: float, linear: Linearization, draw: Draw, *, first: bool) -> Tensor:
+    """Adds the terms of one probe to the ``total: (B,)``, the first one or without it."""
+    rows = draw.permutation
+    v = product = draw.v[rows]
+    running = torch.ones(len(v), dtype=torch.bool, device=v.device)
+    for k, (weight, count) in enumerate(draw.schedule, 1):
+        product = linear.select(rows[:count]).vjp(product[:count], create_graph=torch.is_grad_enabled())
+        if k > 1 or first:
+            term = dot(product, v[:count]) * running[:count] * ((-1) ** (k + 1) * weight / k)
+            total = total.index_add(0, rows[:count], term)
+        if rtol:
+            size, limit = dot(product, product), dot(v[:count], v[:count]) * rtol**2
+            running = running & (size > limit).detach()
+            if not running.any():
+                break
+    return total

@@ -17,6 +17,10 @@ class Probes(abc.ABC):
 
     Raises:
         ValueError: ``samples`` is below 1.
+
+    Example:
+        >>> isinstance(Rademacher(samples=4), Probes)
+        True
     """
 
     samples: int = 1

@@ -3,100 +3,100 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowplug._branch import Branch, Linearization
 from flowplug._noise import Noise
-from flowplug.lipschitz._bound import LipschitzBound
+from flowplug.branch import Branch, Linearization, LipschitzBound
 from flowplug.logdet._control import Control
-from flowplug.logdet._gradients import Gradient
 from flowplug.logdet._probes import Probes
+from flowplug.logdet._recurrence import Draw, Recurrence, Solved
 from flowplug.logdet._terms import Terms
 
 
-class Draw(NamedTuple):
-    """The randomness of one probe.
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise inner products ``(B,)``."""
+    return (a * b).flatten(1).sum(1)
 
-    Attributes:
-        v: The probe ``(B, *event)``.
-        schedule: Weight and number of rows of every term.
-        order: The random order ``(B,)`` in which rows stay in the series.
+
+class Gradient(abc.ABC):
+    """How a series estimator gets its gradient; whichever it is, the value is the log-det.
+
+    An estimate is made in two steps: `solve` finds, without a graph, what `attach` then turns into a differentiable
+    value. `Recompute` repeats the second step alone.
+
+    Example:
+        >>> issubclass(Neumann, Gradient), issubclass(Autograd, Gradient), issubclass(Recompute, Gradient)
+        (True, True, True)
     """
 
-    v: Tensor
-    schedule: Iterable[tuple[float, int]]
-    order: Tensor
+    def check(self, series: Series) -> None:
+        """Refuses a series that it cannot differentiate.
 
-
-class Solved(NamedTuple):
-    r"""What one probe's series comes to.
-
-    Attributes:
-        v: The probe ``(B, *event)``.
-        u: The vector ``(B, *event)`` with :math:`\nabla \log\det(I + J) \approx u^T (\nabla J) v`.
-        known: With ``share``, both ``(B,)``, the value ``known + share * (u^T J v)``: the product with u, which the
-            gradient needs anyway, holds the last term.
-        share: See ``known``.
-    """
-
-    v: Tensor
-    u: Tensor
-    known: Tensor
-    share: Tensor
-
-
-class Recurrence(abc.ABC):
-    r"""A series on the R rows still running, at one of its terms.
-
-    Pairs ``(R, 2)`` hold a part of the value and of :math:`u^T J v`.
-
-    Attributes:
-        direction: The vectors ``(R, *event)`` whose products with :math:`J^T` the next term needs.
-        u: What this term adds to u, ``(R, *event)``.
-        known: The pair this term adds, as far as it is known without the next product.
-        waiting: The pair that one unknown number of each row, which is in the next product, is to be multiplied by.
-        STATE: Names of the other attributes that have a row each, or are lists of such.
-    """
-
-    STATE: ClassVar[tuple[str, ...]]
-
-    direction: Tensor
-    u: Tensor
-    known: Tensor
-    waiting: Tensor
-
-    @property
-    @abc.abstractmethod
-    def residual(self) -> Tensor:
-        """Size ``(R,)`` of what is missing, relative to the probe."""
+        Raises:
+            TypeError: This is one.
+        """
+        del series
 
     @abc.abstractmethod
-    def advance(self, product: Tensor) -> Tensor:
-        """Moves on to the next term, given ``J^T direction``; returns the pair that waited for it."""
+    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
+        """What is found without a graph, of the series with its first term or without; may be empty."""
 
-    def keep(self, index: Tensor | slice) -> None:
-        """Forgets all rows but those in ``index``."""
-        for name in ("direction", "u", "known", "waiting", *self.STATE):  # torch.compile does not follow vars
-            value = getattr(self, name)
-            if isinstance(value, Tensor):
-                setattr(self, name, value[index])
-            elif isinstance(value, list):
-                setattr(self, name, [item[index] for item in value])
+    @abc.abstractmethod
+    def attach(
+        self,
+        series: Series,
+        linear: Linearization,
+        trace: Tensor | None,
+        draws: Sequence[Draw],
+        solved: Sequence[Solved],
+    ) -> Tensor:
+        """The mean ``(B,)`` of the estimates of all probes, with its gradient where autograd is on.
+
+        Args:
+            series: The estimator.
+            linear: ``g`` at x.
+            trace: The exact first term ``(B,)``, in place of that of the series, or ``None``.
+            draws: The probes and how long their series are.
+            solved: What `solve` returned.
+        """
+
+    def __call__(self, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+        """``g(x): (B, *event)`` and the estimate ``(B,)``."""
+        linear = branch.linearize(x)
+        trace = series.trace(linear)
+        solved = self.solve(series, linear, draws, first=trace is None)
+        return linear.y, self.attach(series, linear, trace, draws, solved)
 
 
 @dataclass(frozen=True)
-class SeriesLogDet(abc.ABC):
-    """An estimator built from vector-Jacobian products of random probes; subclasses say how they make a series."""
+class Series(abc.ABC):
+    """A log-det estimator built from vector-Jacobian products of random probes; subclasses say how they make a series.
+
+    Args:
+        terms: How many terms are summed, and with what weights.
+        probes: The random vectors of the trace estimate.
+        gradient: How the estimate is differentiated.
+        control: A first term that is known exactly, or ``None``.
+
+    Raises:
+        TypeError: ``gradient`` cannot differentiate this series.
+
+    Example:
+        >>> isinstance(Krylov(), Series), isinstance(PowerSeries(), Series)
+        (True, True)
+    """
 
     terms: Terms
     probes: Probes
     gradient: Gradient
     control: Control | None
+
+    def __post_init__(self) -> None:
+        self.gradient.check(self)
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)`` in nats."""
@@ -110,14 +110,17 @@ class SeriesLogDet(abc.ABC):
         """The randomness of every probe."""
         generator, draws = noise.generator(x.device), []
         for v in self.probes.draw(x, generator):
-            order = torch.randperm(len(x), generator=generator, device=x.device)
-            schedule = self.terms.schedule(len(x), lambda: float(branch.lipschitz_bound()), noise.generator("cpu"))
-            draws.append(Draw(v, schedule, order))
+            permutation = torch.randperm(len(x), generator=generator, device=x.device)
+            draws.append(Draw(v, self.terms.schedule(len(x), branch, noise.generator("cpu")), permutation))
         return draws
 
-    def check(self, bound: LipschitzBound) -> None:
+    def check(self, lipschitz: LipschitzBound) -> None:
         """Warns where the estimate may have infinite variance for a branch with this bound."""
-        del bound
+        del lipschitz
+
+    def trace(self, linear: Linearization) -> Tensor | None:
+        """The exact first term ``(B,)``, if there is a control that knows it."""
+        return None if self.control is None else self.control(linear)
 
     @abc.abstractmethod
     def start(self, v: Tensor) -> Recurrence:
@@ -126,27 +129,15 @@ class SeriesLogDet(abc.ABC):
     @torch.no_grad()
     def solve(self, linear: Linearization, draw: Draw, *, first: bool) -> Solved:
         """Sums the series of one probe, with its first term or without."""
-        v = draw.v
-        order: Tensor | None = draw.order
-        state, part = self.start(v), linear
-        rows: Tensor | slice = slice(None)
+        v, running = draw.v, _Running(self.start(draw.v), linear, draw.permutation)
         u, pair, waiting, last = torch.zeros_like(v), v.new_zeros(len(v), 2), v.new_zeros(len(v), 2), 0.0
         for k, (weight, count) in enumerate(draw.schedule, 1):
-            index: Tensor | slice | None = None
-            if count < len(state.u):
-                # Once they are in random order, rows leave from the end.
-                index, order = (slice(count) if order is None else order[:count]), None
-            elif self.terms.rtol and k > 1:
-                left = (state.residual > self.terms.rtol).nonzero().squeeze(1)
-                index = left if len(left) < len(state.u) else None
-            if index is not None:
-                rows = index if isinstance(rows, slice) else rows[index]
-                state.keep(index)
-                part = part.rows(index)
+            running.release(count, self.terms.rtol if k > 1 else 0.0)
+            rows, state = running.rows, running.state
             if not len(state.u):
                 break
             if k > 1:
-                pair[rows] += last * state.advance(part.vjp(state.direction))
+                pair[rows] += last * running.advance()
             if k > 1 or first:
                 u[rows] += weight * state.u
                 pair[rows] += weight * state.known
@@ -156,3 +147,39 @@ class SeriesLogDet(abc.ABC):
         value, product = pair.unbind(1)
         share = torch.where(waiting[:, 1] == 0, 0.0, waiting[:, 0] / waiting[:, 1])
         return Solved(v, u, value - share * product, share)
+
+
+class _Running:
+    """The rows of a series that have not stopped.
+
+    Attributes:
+        state: The series on these rows.
+        rows: Where they stand in the batch.
+    """
+
+    def __init__(self, state: Recurrence, linear: Linearization, permutation: Tensor) -> None:
+        self.state, self.rows = state, slice(None)
+        self._linear, self._permutation = linear, permutation
+
+    state: Recurrence
+    rows: Tensor | slice
+    _permutation: Tensor | None
+
+    def release(self, count: int, rtol: float) -> None:
+        """Lets rows stop: all but ``count`` at random or, with an ``rtol``, those whose residual is at most this."""
+        index: Tensor | slice | None = None
+        if count < len(self.state.u):
+            # Once they are in random order, rows leave from the end.
+            index = slice(count) if self._permutation is None else self._permutation[:count]
+            self._permutation = None
+        elif rtol:
+            left = (self.state.residual > rtol).nonzero().squeeze(1)
+            index = left if len(left) < len(self.state.u) else None
+        if index is not None:
+            self.rows = index if isinstance(self.rows, slice) else self.rows[index]
+            self.state.keep(index)
+            self._linear = self._linear.select(index)
+
+    def advance(self) -> Tensor:
+        """The next term; the pair that waited for it."""
+        return self.state.advance(self._linear.vjp(self.state.vector))

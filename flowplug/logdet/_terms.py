@@ -1,15 +1,18 @@
 """How many terms of a series are summed, and how each is weighted."""
 
-import functools
+from __future__ import annotations
+
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Generator
 
-from flowplug._errors import LipschitzError, NotConverged
+from flowplug._errors import NotConverged
+from flowplug.branch import Branch
+from flowplug.logdet._lengths import Length
 
 
 class Terms(Protocol):
@@ -17,34 +20,29 @@ class Terms(Protocol):
 
     Attributes:
         rtol: Rows stop once their residual, relative to the probe, is at most this; 0 for never.
+
+    Example:
+        >>> branch = Branch.of(LipschitzMLP(2), None)
+        >>> Truncated(3).schedule(100, branch, None)
+        [(1.0, 100), (1.0, 100), (1.0, 100)]
     """
 
     @property
     def rtol(self) -> float: ...
 
-    def schedule(
-        self, rows: int, bound: Callable[[], float], generator: Generator | None
-    ) -> Iterable[tuple[float, int]]:
+    def schedule(self, count: int, branch: Branch, generator: Generator | None) -> Iterable[tuple[float, int]]:
         """For term 1, 2, ...: its weight, and how many of the rows, taken in random order, have it.
 
+        May be iterated over more than once.
+
         Args:
-            rows: Number of rows at the start; the counts do not grow.
-            bound: Computes the Lipschitz bound of g from the weights in use.
-            generator: One of the CPU, so that no GPU has to be waited for.
+            count: Number of rows at the start; that of later terms does not grow.
+            branch: g, of which only the Lipschitz bound may be asked: what depends on the sample would bias it.
+            generator: One of the CPU, so that no GPU has to be waited for; ``None`` for torch's own.
         """
 
     def decay(self, bound: float) -> float:
         """The limit of P(N >= k + 1) / P(N >= k) for the number N of terms; 1 if no term is left to chance."""
-
-
-class Length(Protocol):
-    """A distribution of the number M of random terms, on 0, 1, 2, ..."""
-
-    def survival(self, m: int, bound: Callable[[], float]) -> float:
-        """P(M >= m), for a branch with this Lipschitz bound."""
-
-    def decay(self, bound: float) -> float:
-        """The limit of P(M >= m + 1) / P(M >= m)."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,10 @@ class Truncated:
         if self.n < 1:
             raise ValueError(f"Truncated(n) must be at least 1; got {self.n}")
 
-    def schedule(
-        self, rows: int, bound: Callable[[], float], generator: Generator | None
-    ) -> Iterable[tuple[float, int]]:
+    def schedule(self, count: int, branch: Branch, generator: Generator | None) -> Iterable[tuple[float, int]]:
         """Weight 1 and all rows, ``n`` times."""
-        del bound, generator
-        return [(1.0, rows)] * self.n
+        del branch, generator
+        return [(1.0, count)] * self.n
 
     def decay(self, bound: float) -> float:
         """1."""
@@ -115,20 +111,14 @@ class Converged:
         if self.max_terms < 1:
             raise ValueError(f"Converged(max_terms=...) must be at least 1; got {self.max_terms}")
 
-    def schedule(
-        self, rows: int, bound: Callable[[], float], generator: Generator | None
-    ) -> Iterable[tuple[float, int]]:
+    def schedule(self, count: int, branch: Branch, generator: Generator | None) -> Iterable[tuple[float, int]]:
         """Weight 1 and all rows that have not converged, then an error.
 
         Raises:
             NotConverged: Some rows are left after ``max_terms`` terms.
         """
-        del bound, generator
-        yield from itertools.repeat((1.0, rows), self.max_terms)
-        raise NotConverged(
-            f"the log-det series did not reach a relative residual of {self.rtol:g} in {self.max_terms} terms: raise "
-            "Converged(rtol=...) or max_terms, or check the Lipschitz bound of g"
-        )
+        del branch, generator
+        return _UntilConverged(self, count)
 
     def decay(self, bound: float) -> float:
         """1."""
@@ -137,104 +127,18 @@ class Converged:
 
 
 @dataclass(frozen=True)
-class Geometric:
-    r"""Random terms with a geometric number, :math:`P(M \ge m) = (1 - p)^m`; ``1 / p - 1`` terms on average.
+class _UntilConverged:
+    """The terms of `Converged`, and an error behind the last one."""
 
-    The roulette has finite variance if and only if :math:`\rho^2 < 1 - p` for the spectral radius :math:`\rho` of the
-    Jacobian: 0.707 for the published p = 0.5. ``p = 1 - L`` with the bound L of g is always safe.
+    terms: Converged
+    count: int
 
-    Args:
-        p: Probability of stopping after each term, in (0, 1).
-
-    Raises:
-        ValueError: ``p`` is not in (0, 1).
-
-    Example:
-        >>> Geometric(0.5).survival(2)
-        0.25
-    """
-
-    p: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.p < 1:
-            raise ValueError(f"Geometric(p) must be in (0, 1); got {self.p}")
-
-    def survival(self, m: int, bound: Callable[[], float] | None = None) -> float:
-        """P(M >= m), the same for every branch."""
-        del bound
-        return (1 - self.p) ** m
-
-    def decay(self, bound: float) -> float:
-        """1 - p."""
-        del bound
-        return 1 - self.p
-
-
-@dataclass(frozen=True)
-class Certified:
-    r"""Geometric with the certified bound L of g for survival, :math:`P(M \ge m) = L^m`; never of infinite variance.
-
-    The second moment of term k is at most of the order :math:`L^{2k} / L^k`, whatever the Jacobian. The bound comes
-    from the weights in use, not from the sample, so nothing is biased. Costs :math:`L / (1 - L)` products on average,
-    32 for the default bound of 0.97, which is what an unbiased power series of finite variance takes.
-
-    Example:
-        >>> logdet = PowerSeries(terms=Roulette(Certified(), exact=2))
-    """
-
-    def survival(self, m: int, bound: Callable[[], float]) -> float:
-        """P(M >= m).
-
-        Raises:
-            LipschitzError: The bound is not below 1.
-        """
-        value = bound()
-        if not value < 1:
-            raise LipschitzError(f"Certified() needs a Lipschitz bound of g below 1; it is {value:.6g}")
-        return value**m
-
-    def decay(self, bound: float) -> float:
-        """L."""
-        return bound
-
-
-@dataclass(frozen=True)
-class Poisson:
-    r"""Random terms with a Poisson number of mean ``rate``.
-
-    Its tail is lighter than any :math:`\rho^{2k}`, so the variance of the roulette is **infinite** for every Jacobian
-    that is not nilpotent; prefer `Geometric`. Offered because published models use it.
-
-    Args:
-        rate: The mean number of random terms, positive.
-
-    Raises:
-        ValueError: ``rate`` is not positive.
-
-    Example:
-        >>> round(Poisson(2.0).survival(1), 4)  # 1 - exp(-2)
-        0.8647
-    """
-
-    rate: float
-
-    def __post_init__(self) -> None:
-        if not self.rate > 0:
-            raise ValueError(f"Poisson(rate) must be positive; got {self.rate}")
-
-    def survival(self, m: int, bound: Callable[[], float] | None = None) -> float:
-        """P(M >= m), the regularised lower incomplete gamma function at ``(m, rate)``; the same for every branch."""
-        del bound
-        if m == 0:
-            return 1.0
-        order, rate = torch.tensor([float(m), self.rate], dtype=torch.float64, device="cpu")
-        return float(torch.special.gammainc(order, rate))
-
-    def decay(self, bound: float) -> float:
-        """0."""
-        del bound
-        return 0.0
+    def __iter__(self) -> Iterator[tuple[float, int]]:
+        yield from itertools.repeat((1.0, self.count), self.terms.max_terms)
+        raise NotConverged(
+            f"the log-det series did not reach a relative residual of {self.terms.rtol:g} in {self.terms.max_terms} "
+            "terms: raise Converged(rtol=...) or max_terms, or check the Lipschitz bound of g"
+        )
 
 
 @dataclass(frozen=True)
@@ -278,21 +182,19 @@ class Roulette:
         if self.group < 1:
             raise ValueError(f"Roulette(group=...) must be at least 1; got {self.group}")
 
-    def schedule(
-        self, rows: int, bound: Callable[[], float], generator: Generator | None
-    ) -> Iterable[tuple[float, int]]:
-        """Weight 1 and all rows for the exact terms, then about ``rows * P(M >= m)`` rows, weighted to match."""
+    def schedule(self, count: int, branch: Branch, generator: Generator | None) -> Iterable[tuple[float, int]]:
+        """Weight 1 and all rows for the exact terms, then about ``count * P(M >= m)`` rows, weighted to match."""
         draw = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
-        return [*[(1.0, rows)] * self.exact, *self._tail(rows, functools.cache(bound), draw)]
+        return [*[(1.0, count)] * self.exact, *self._tail(count, branch, draw)]
 
-    def _tail(self, rows: int, bound: Callable[[], float], draw: float) -> Iterator[tuple[float, int]]:
-        group = max(1, min(self.group, rows))
+    def _tail(self, count: int, branch: Branch, draw: float) -> Iterator[tuple[float, int]]:
+        group = max(1, min(self.group, count))
         for m in itertools.count(1):
-            survival = self.length.survival(m, bound)
-            count = round(rows * survival)
-            if count >= group:
-                yield rows / count, count
-            elif draw * group < rows * survival:
+            survival = self.length.survival(m, branch)
+            left = round(count * survival)
+            if left >= group:
+                yield count / left, left
+            elif draw * group < count * survival:
                 yield 1 / survival, group
             else:
                 return

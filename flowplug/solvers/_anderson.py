@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from flowplug._branch import Branch
-from flowplug.lipschitz._bound import LipschitzBound
-from flowplug.solvers._iteration import check_limits, iterate
+from flowplug.branch import Branch
+from flowplug.solvers._iteration import Memory, check_limits, iterate
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,43 @@ class Anderson:
         if self.memory < 1:
             raise ValueError(f"Anderson(memory=...) must be at least 1; got {self.memory}")
 
-    def __call__(self, branch: Branch, y: Tensor, bound: LipschitzBound) -> Tensor:
+    def __call__(self, branch: Branch, y: Tensor) -> Tensor:
         """The solutions ``x: (B, *event)`` for ``y: (B, *event)``.
 
         Raises:
             NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
         """
-        return iterate("Anderson", branch, y, bound, tol=self.tol, max_steps=self.max_steps, memory=self.memory)
+        memory = _Changes(self.memory)
+        return iterate("Anderson", branch, y, tol=self.tol, max_steps=self.max_steps, memory=memory)
+
+
+class _Changes(Memory):
+    r"""The last changes :math:`q_j` of r, orthonormal, with the changes :math:`p_j` of x that belong to them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def remember(self, dx: Tensor, dr: Tensor, good: Tensor) -> None:
+        """Adds a pair to those of rows whose step was good; the others forget theirs."""
+        keep = good.unsqueeze(1)
+        pairs = self._pairs[max(0, len(self._pairs) + 1 - self._most) :]
+        pairs = [(p * keep, q * keep) for p, q in pairs]
+        dx, dr = torch.where(keep, dx, 0.0), torch.where(keep, dr, 0.0)
+        for p, q in pairs:
+            weight = torch.linalg.vecdot(q, dr).unsqueeze(1)
+            dx, dr = torch.addcmul(dx, p, weight, value=-1), torch.addcmul(dr, q, weight, value=-1)
+        size = torch.linalg.vector_norm(dr, dim=1, keepdim=True)
+        inverse = torch.where(size > torch.finfo(dr.dtype).tiny, 1 / size, 0.0)
+        self._pairs = [*pairs, (dx * inverse, dr * inverse)]
+
+    def propose(self, r: Tensor, good: Tensor) -> tuple[Tensor, Tensor]:
+        """The step that would make r smallest if g were linear; a plain one after a step that was taken back."""
+        move = r
+        for p, q in self._pairs:
+            move = move - torch.linalg.vecdot(q, r).unsqueeze(1) * (p + q)
+        return move, ~good if self._pairs else torch.ones_like(good)
+
+    def keep(self, pending: Tensor) -> None:
+        """Forgets the other rows."""
+        self._pairs = [(p[pending], q[pending]) for p, q in self._pairs]

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flowplug._branch import Branch
-from flowplug.lipschitz._bound import LipschitzBound
-from flowplug.solvers._iteration import check_limits, iterate
+from flowplug.branch import Branch
+from flowplug.solvers._iteration import Memory, check_limits, iterate
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class FixedPoint:
     def __post_init__(self) -> None:
         check_limits(self.tol, self.max_steps, "FixedPoint")
 
-    def __call__(self, branch: Branch, y: Tensor, bound: LipschitzBound) -> Tensor:
+    def __call__(self, branch: Branch, y: Tensor) -> Tensor:
         """The solutions ``x: (B, *event)`` for ``y: (B, *event)``.
 
         Raises:
             NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
         """
-        return iterate("FixedPoint", branch, y, bound, tol=self.tol, max_steps=self.max_steps, memory=0)
+        return iterate("FixedPoint", branch, y, tol=self.tol, max_steps=self.max_steps, memory=Memory())

@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from flowplug._branch import Branch, Linearization
 from flowplug._errors import SecondDerivativeError
-from flowplug.lipschitz._bound import LipschitzBound
+from flowplug.branch import Branch, Linearization, LipschitzBound
 from flowplug.solvers._iteration import event_norm
 
-Solver = Callable[[Branch, Tensor, LipschitzBound], Tensor]
 
+class Solver(Protocol):
+    """Finds the inverse of a residual map; its derivative needs no more than that.
 
-def _dual(norm: float | None) -> float | None:
-    """The order of the norm in which ``J^T`` contracts if ``J`` does in that of order ``norm``."""
-    if norm is None:
-        return None
-    if norm == 1:
-        return math.inf
-    return 1.0 if math.isinf(norm) else norm / (norm - 1)
+    Example:
+        >>> branch = Branch.of(LipschitzMLP(2), None)
+        >>> y = torch.randn(5, 2)
+        >>> x = Anderson()(branch, y)
+        >>> torch.allclose(x + branch(x), y, atol=1e-5)
+        True
+    """
+
+    def __call__(self, branch: Branch, y: Tensor) -> Tensor:
+        """The solutions ``x: (B, *event)`` of :math:`x + g(x) = y`, without a graph.
+
+        Raises:
+            NotConverged: Some were not found.
+        """
 
 
 class Adjoint(Branch):
     """The map ``u -> J^T u`` of a linearization: the adjoint equation is a residual equation with it as g."""
 
-    def __init__(self, linear: Linearization) -> None:
-        self._linear = linear
+    def __init__(self, linear: Linearization, lipschitz: LipschitzBound) -> None:
+        self._linear, self._lipschitz = linear, lipschitz
 
     def __call__(self, x: Tensor) -> Tensor:
         """``J^T x`` row by row."""
         return self._linear.vjp(x)
 
-    def rows(self, index: Tensor | slice) -> Adjoint:
+    def select(self, index: Tensor | slice) -> Adjoint:
         """The adjoint at the rows in ``index`` only."""
-        return Adjoint(self._linear.rows(index))
+        return Adjoint(self._linear.select(index), self.lipschitz_bound())
 
 
 class _Implicit(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, solver: Solver, branch: Branch, bound: LipschitzBound) -> Tensor:  # noqa: ANN401
-        ctx.solver, ctx.branch, ctx.bound = solver, branch, bound
+    def forward(ctx: Any, x: Tensor, solver: Solver, branch: Branch) -> Tensor:  # noqa: ANN401
+        ctx.solver, ctx.branch = solver, branch
         ctx.save_for_backward(x)
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         if torch.is_grad_enabled():
             raise SecondDerivativeError(
                 "the inverse of a residual transform is differentiable once: call autograd without create_graph=True, "
@@ -57,17 +62,18 @@ class _Implicit(torch.autograd.Function):
             )
         (x,) = ctx.saved_tensors
         (v,) = grads
-        dual = LipschitzBound(float(ctx.bound), _dual(ctx.bound.norm))
+        lipschitz = ctx.branch.lipschitz_bound().dual()
         # Rows whose incoming gradient is not finite stay so, for loss scaling to see; the others are solved at norm 1,
         # so that a tolerance is relative to the gradient.
-        size = event_norm(v, dual.norm)
+        size = event_norm(v, lipschitz.domain)
         usable = size.isfinite() & (size > 0)
         size, usable = (part.reshape(-1, *[1] * (v.dim() - 1)) for part in (size, usable))
-        u = size * ctx.solver(Adjoint(ctx.branch.linearize(x.detach())), torch.where(usable, v / size, 0.0), dual)
-        return torch.where(usable, u, v), None, None, None
+        adjoint = Adjoint(ctx.branch.linearize(x.detach()), lipschitz)
+        u = size * ctx.solver(adjoint, torch.where(usable, v / size, 0.0))
+        return torch.where(usable, u, v), None, None
 
 
-def solve(solver: Solver, branch: Branch, y: Tensor, bound: LipschitzBound) -> Tensor:
+def solve(solver: Solver, branch: Branch, y: Tensor) -> Tensor:
     r"""The solution of :math:`x + g(x) = y`, differentiable once with respect to y, the weights and the context.
 
     The implicit function theorem gives :math:`dx = (I + J)^{-1} (dy - dg)`; the backward pass solves
@@ -78,11 +84,11 @@ def solve(solver: Solver, branch: Branch, y: Tensor, bound: LipschitzBound) -> T
         NotConverged: The solver failed, here or in the backward pass.
         SecondDerivativeError: In the backward pass, if a graph of it is asked for.
     """
-    x = solver(branch, y.detach(), bound)
+    x = solver(branch, y.detach())
     if not torch.is_grad_enabled():
         return x
     # One more step of the iteration, with the graph of y, the weights and the context.
     x = y - branch(x)
     if x.requires_grad:
-        x = _Implicit.apply(x, solver, branch, bound)  # type: ignore[no-untyped-call]
+        x = _Implicit.apply(x, solver, branch)  # type: ignore[no-untyped-call]
     return x

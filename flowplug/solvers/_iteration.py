@@ -1,13 +1,17 @@
-"""The fixed-point iteration of residual maps, sample by sample, with or without acceleration."""
+"""The fixed-point iteration of residual maps, sample by sample; what accelerates it is a `Memory` of past steps."""
+
+from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowplug._branch import Branch
 from flowplug._errors import NotConverged
-from flowplug.lipschitz._bound import LipschitzBound
+from flowplug.branch import Branch
+
+_ROUNDING = 64  # units of rounding within which a residual may stop to shrink
 
 
 def event_norm(x: Tensor, order: float | None) -> Tensor:
@@ -28,89 +32,148 @@ def check_limits(tol: float | None, max_steps: int, name: str) -> None:
         raise ValueError(f"{name}(max_steps=...) must be at least 1; got {max_steps}")
 
 
+class Memory:
+    """What a solver remembers of the rows still running; this one nothing, which makes every step a plain one."""
+
+    def remember(self, dx: Tensor, dr: Tensor, good: Tensor) -> None:
+        """Takes the changes ``(R, D)`` of x and r in the last step, which was ``good: (R,)``, or taken back."""
+
+    def propose(self, r: Tensor, good: Tensor) -> tuple[Tensor, Tensor]:
+        """The next step ``(R, D)`` from the residual r, and whether it is a plain one ``(R,)``."""
+        return r, torch.ones_like(good)
+
+    def keep(self, pending: Tensor) -> None:
+        """Forgets all rows but those where ``pending: (R,)`` holds."""
+
+
+@dataclass
+class State:
+    """The rows still in the batch.
+
+    Attributes:
+        rows: Their numbers ``(R,)``.
+        target: y, ``(R, D)``.
+        x: The last good point ``(R, D)``.
+        r: Its residual :math:`y - g(x) - x`.
+        size: The norm ``(R,)`` of r.
+        candidate: The point ``(R, D)`` to be tried.
+        plain: Whether it is a plain step ``(R,)``, which is certain to be good.
+        pending: Whether the row is unfinished ``(R,)``.
+    """
+
+    rows: Tensor
+    target: Tensor
+    x: Tensor
+    r: Tensor
+    size: Tensor
+    candidate: Tensor
+    plain: Tensor
+    pending: Tensor
+
+    @classmethod
+    def start(cls, target: Tensor) -> State:
+        """All rows ``(B, D)``, before the first evaluation of g."""
+        yes = torch.ones(len(target), dtype=torch.bool, device=target.device)
+        rows, size = torch.arange(len(target), device=target.device), target.new_full((len(target),), math.inf)
+        return cls(rows, target, target, torch.zeros_like(target), size, target, yes, yes)
+
+    def accept(self, residual: Tensor, tried: Tensor, good: Tensor) -> None:
+        """Moves the rows whose step was good to the candidate, with its residual and the norm of that."""
+        keep = good.unsqueeze(1)
+        self.x, self.r = torch.where(keep, self.candidate, self.x), torch.where(keep, residual, self.r)
+        self.size = torch.where(good, tried, self.size)
+
+    def shrink(self) -> None:
+        """Drops the rows that are finished."""
+        for name in ("rows", "target", "x", "r", "size", "candidate", "plain"):
+            setattr(self, name, getattr(self, name)[self.pending])
+        self.pending = self.pending[self.pending]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a row is finished, and when its iteration has failed.
+
+    Attributes:
+        contraction: The Lipschitz bound L of g.
+        order: The order of the norm it holds in, which measures residuals.
+        tol: The largest error; rounding ends the iteration as well, and alone if ``None``.
+    """
+
+    contraction: float
+    order: float | None
+    tol: float | None
+
+    def norm(self, x: Tensor) -> Tensor:
+        """In the norm of the bound, ``(R,)``."""
+        return event_norm(x, self.order)
+
+    def good(self, state: State, tried: Tensor) -> Tensor:
+        """Whether the residual of the candidate, of norm ``tried``, is as small as a plain step would make it."""
+        return (state.plain | (tried <= self.contraction * state.size)) & state.pending
+
+    def judge(self, state: State, tried: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Which rows ``(R,)`` are finished and which have failed, after a step from a residual of norm ``previous``."""
+        contraction, eps = self.contraction, torch.finfo(state.x.dtype).eps
+        scale = self.norm(state.x) + self.norm(state.target)
+        # A contraction shrinks the residual at every step until rounding, of x or inside g, takes over.
+        stuck = state.plain & (tried >= previous) & (state.size <= _ROUNDING * eps * (scale + 1))
+        met = (state.size <= eps * scale) | stuck
+        if self.tol is not None:
+            met = met | (state.size * contraction <= self.tol * (1 - contraction))
+        finite = tried.isfinite() & scale.isfinite() | ~state.pending
+        # A plain step that gains less than L promises proves L wrong.
+        broken = state.pending & (tried > 1.01 * contraction * previous + _ROUNDING * eps * (scale + 1))
+        return met & finite, state.plain & (broken | ~finite)
+
+
 @torch.no_grad()
-def iterate(
-    name: str, branch: Branch, y: Tensor, bound: LipschitzBound, *, tol: float | None, max_steps: int, memory: int
-) -> Tensor:
+def iterate(name: str, branch: Branch, y: Tensor, *, tol: float | None, max_steps: int, memory: Memory) -> Tensor:
     r"""Solves :math:`x + g(x) = y`, each sample until its own error is small.
 
-    A step goes from x, with the residual :math:`r = y - g(x) - x`, to :math:`x + r`; with memory to
-    :math:`x + r - \sum_j (q_j^T r) (p_j + q_j)`, where the :math:`q_j` are changes of r, made orthonormal, and the
-    :math:`p_j` the changes of x that belong to them. An accelerated step whose residual is not below L times the last
-    is taken back and followed by a plain one, so that two evaluations at most do what one plain step is certain to do.
+    A step goes from x, with the residual :math:`r = y - g(x) - x`, to :math:`x + r`, or to where the memory proposes.
+    A proposed step whose residual is not below L times the last is taken back and followed by a plain one, so that two
+    evaluations at most do what one plain step is certain to do.
 
     Args:
         name: The solver, for error messages.
         branch: g.
         y: Right-hand sides ``(B, *event)``.
-        bound: The Lipschitz bound L of g; its norm measures residuals.
         tol: Largest error; rounding ends the iteration as well, and alone if ``None``.
         max_steps: Largest number of evaluations of g.
-        memory: Number of pairs kept; 0 for the plain iteration.
+        memory: What proposes steps.
 
     Raises:
         NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
     """
-    lipschitz, norm, limits = float(bound), bound.norm, torch.finfo(y.dtype)
-    shape, solution, target = y.shape[1:], y.clone(), y.flatten(1)
-    rows = torch.arange(len(y), device=y.device)
-    x, r, size = target, torch.zeros_like(target), y.new_full((len(y),), math.inf)
-    pending = torch.ones(len(y), dtype=torch.bool, device=y.device)
-    plain = torch.ones_like(pending)  # the step about to be tried is certain to be good
-    pairs: list[tuple[Tensor, Tensor]] = []
-    candidate, step, left = x, 0, len(y)
+    lipschitz, state, solution = branch.lipschitz_bound(), State.start(y.flatten(1)), y.clone()
+    rule = Rule(float(lipschitz), lipschitz.domain, tol)
+    step, left = 0, len(y)
     while left and step < max_steps:
         step += 1
-        residual = target - branch(candidate.reshape(-1, *shape)).flatten(1) - candidate
-        previous, tried = size, event_norm(residual, norm)
-        good = (plain | (tried <= lipschitz * size)) & pending
-        # A finished sample that is still in the batch stays as it is.
-        keep = good.unsqueeze(1)
-        if memory and step > 1:
-            pairs = _remember(pairs[max(0, len(pairs) + 1 - memory) :], candidate - x, residual - r, good)
-        x, r, size = torch.where(keep, candidate, x), torch.where(keep, residual, r), torch.where(good, tried, size)
-        scale = event_norm(x, norm) + event_norm(target, norm)
-        # A contraction shrinks the residual at every step until rounding, of x or inside g, takes over.
-        stuck = plain & (tried >= previous) & (size <= 64 * limits.eps * (scale + 1))
-        met = (size <= limits.eps * scale) | stuck
-        if tol is not None:
-            met = met | (size * lipschitz <= tol * (1 - lipschitz))
-        finite = tried.isfinite() & scale.isfinite() | ~pending
-        # A plain step that gains less than L promises proves L wrong.
-        broken = pending & (tried > 1.01 * lipschitz * previous + 64 * limits.eps * (scale + 1))
-        pending = pending & ~(met & finite)
-        left, diverged = torch.stack([pending.sum(), (plain & (broken | ~finite)).sum()]).tolist()
+        residual = state.target - branch(state.candidate.reshape(-1, *y.shape[1:])).flatten(1) - state.candidate
+        previous, tried = state.size, rule.norm(residual)
+        good = rule.good(state, tried)
+        if step > 1:
+            memory.remember(state.candidate - state.x, residual - state.r, good)
+        state.accept(residual, tried, good)
+        finished, failed = rule.judge(state, tried, previous)
+        state.pending = state.pending & ~finished
+        left, diverged = torch.stack([state.pending.sum(), failed.sum()]).tolist()
         if diverged:
             break
         # Selecting rows costs about one evaluation of g, so it waits until half of them are done.
-        if 2 * left <= len(rows):
-            solution[rows] = (x + r).reshape(-1, *shape)
-            rows, target, x, r, size = rows[pending], target[pending], x[pending], r[pending], size[pending]
-            pairs = [(p[pending], q[pending]) for p, q in pairs]
-            branch = branch.rows(pending.nonzero().squeeze(1))
-            good, pending = good[pending], pending[pending]
-        move, plain = r, ~good if pairs else torch.ones_like(good)
-        for p, q in pairs:
-            weight = torch.linalg.vecdot(q, r).unsqueeze(1)
-            move = move - weight * (p + q)
-        candidate = x + move
+        if 2 * left <= len(state.rows):
+            solution[state.rows] = (state.x + state.r).reshape(-1, *y.shape[1:])
+            memory.keep(state.pending)
+            branch, good = branch.select(state.pending.nonzero().squeeze(1)), good[state.pending]
+            state.shrink()
+        move, state.plain = memory.propose(state.r, good)
+        state.candidate = state.x + move
     if left:
         raise NotConverged(
             f"the fixed point of {left} of {len(y)} samples was not found in {step} steps: worst residual "
-            f"{float(size[pending].max()):.3g}, Lipschitz bound {bound}. If the residual is large, the bound of g is "
-            f"wrong; if it is small, raise {name}(max_steps=...) or tol (None: to rounding)"
+            f"{float(state.size[state.pending].max()):.3g}, Lipschitz bound {lipschitz}. If the residual is large, "
+            f"the bound of g is wrong; if it is small, raise {name}(max_steps=...) or tol (None: to rounding)"
         )
     return solution
-
-
-def _remember(pairs: list[tuple[Tensor, Tensor]], p: Tensor, q: Tensor, good: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Adds the changes of x and r ``(B, D)`` of the rows whose step was good; the others forget theirs."""
-    keep = good.unsqueeze(1)
-    pairs = [(a * keep, b * keep) for a, b in pairs]
-    p, q = torch.where(keep, p, 0.0), torch.where(keep, q, 0.0)
-    for a, b in pairs:
-        weight = torch.linalg.vecdot(b, q).unsqueeze(1)
-        p, q = torch.addcmul(p, a, weight, value=-1), torch.addcmul(q, b, weight, value=-1)
-    size = torch.linalg.vector_norm(q, dim=1, keepdim=True)
-    inverse = torch.where(size > torch.finfo(q.dtype).tiny, 1 / size, 0.0)
-    return [*pairs, (p * inverse, q * inverse)]

@@ -1,0 +1,149 @@
+"""The residual branch ``x -> g(x, c)`` of one pass: weights and context fixed, rows independent."""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flowplug._errors import ShapeError
+from flowplug.branch._bound import LipschitzBound, lipschitz_bound
+
+
+class Branch:
+    """What log-det estimators and solvers see of ``g`` in one pass.
+
+    A network that can share work between the evaluations of a pass (bounded weights, embedded context) or knows a
+    faster Jacobian is a `BranchModule`, and returns its own subclass.
+
+    Args:
+        g: The network.
+        context: Rows ``(B, context_features)``, or ``None``.
+
+    Example:
+        >>> branch = Branch.of(LipschitzMLP(2), None)
+        >>> y, jacobian = branch.jacobian(torch.zeros(5, 2))
+        >>> y.shape, jacobian.shape
+        (torch.Size([5, 2]), torch.Size([5, 2, 2]))
+    """
+
+    def __init__(self, g: nn.Module, context: Tensor | None) -> None:
+        self.g, self.context = g, context
+        self._lipschitz: LipschitzBound | None = None
+
+    @staticmethod
+    def of(g: nn.Module, context: Tensor | None) -> Branch:
+        """The branch of ``g`` for rows of context ``(B, context_features)``."""
+        return g.branch(context) if isinstance(g, BranchModule) else Branch(g, context)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Evaluates ``g`` on rows ``x: (B, *event)``."""
+        y: Tensor = self.g(x) if self.context is None else self.g(x, self.context)
+        if y.shape != x.shape:
+            raise ShapeError(
+                f"g = {type(self.g).__name__} must keep the shape of its input {tuple(x.shape)}; "
+                f"it returned {tuple(y.shape)}"
+            )
+        return y
+
+    def select(self, index: Tensor | slice) -> Branch:
+        """The branch of the rows in ``index`` only."""
+        return Branch(self.g, None if self.context is None else self.context[index])
+
+    def certify(self) -> LipschitzBound:
+        """Measures the bound of ``g`` from the weights of this pass."""
+        return lipschitz_bound(self.g)
+
+    def lipschitz_bound(self) -> LipschitzBound:
+        """The bound of ``g`` from the weights of this pass, measured at the first call."""
+        if self._lipschitz is None:
+            self._lipschitz = self.certify()
+        return self._lipschitz
+
+    def linearize(self, x: Tensor) -> Linearization:
+        """``g`` and its derivative at ``x: (B, *event)``; works in any grad mode."""
+        return AutogradLinearization(self, x)
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``g(x): (B, *event)`` and its Jacobian ``(B, D, D)`` by D vector-Jacobian products, D the event's size."""
+        linear = AutogradLinearization(self, x)
+        size = math.prod(x.shape[1:])
+        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
+        products = linear.vjp(basis, batched=True, create_graph=torch.is_grad_enabled())
+        return linear.y, products.reshape(size, len(x), size).transpose(0, 1)
+
+
+class BranchModule(nn.Module, abc.ABC):
+    """A network that makes its own `Branch`, as `LipschitzMLP` does; any other g gets the general one.
+
+    Example:
+        >>> class Scale(BranchModule):
+        ...     def forward(self, x):
+        ...         return 0.5 * x
+        ...     def branch(self, context):
+        ...         return Branch(self, context)
+        >>> Branch.of(Scale(), None)(torch.ones(1, 2))
+        tensor([[0.5000, 0.5000]])
+    """
+
+    @abc.abstractmethod
+    def branch(self, context: Tensor | None) -> Branch:
+        """The network for one pass over rows with this context, ``(B, context_features)`` or ``None``."""
+
+
+class Linearization(abc.ABC):
+    """``g`` and its Jacobian J at one point, without the matrix.
+
+    Attributes:
+        y: ``g(x): (B, *event)``.
+
+    Example:
+        >>> linear = Branch.of(LipschitzMLP(2), None).linearize(torch.zeros(5, 2))
+        >>> linear.vjp(torch.ones(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    y: Tensor
+
+    @abc.abstractmethod
+    def vjp(self, v: Tensor, *, create_graph: bool = False) -> Tensor:
+        """The vector-Jacobian products ``J^T v`` for ``v: (B, *event)``, with a graph only if ``create_graph``."""
+
+    @abc.abstractmethod
+    def select(self, index: Tensor | slice) -> Linearization:
+        """The linearization at the rows in ``index`` only."""
+
+    def trace(self) -> Tensor | None:
+        """The trace of J, ``(B,)``, where it costs no more than a product; else ``None``."""
+        return None
+
+
+class AutogradLinearization(Linearization):
+    """Products by the graph of one evaluation of any ``g``."""
+
+    def __init__(self, branch: Branch, x: Tensor) -> None:
+        self._branch, self._at = branch, x
+        with torch.enable_grad():
+            # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the
+            # caller's tensor is not marked.
+            self._x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            self.y = branch(self._x).to(x.dtype)  # autocast lowers it
+
+    def vjp(self, v: Tensor, *, create_graph: bool = False, batched: bool = False) -> Tensor:
+        """The products for ``v: (B, *event)``, or for a stack ``(K, B, *event)`` when ``batched``."""
+        return torch.autograd.grad(
+            self.y,
+            self._x,
+            v,
+            retain_graph=True,
+            create_graph=create_graph,
+            is_grads_batched=batched,
+            allow_unused=True,
+            materialize_grads=True,
+        )[0]
+
+    def select(self, index: Tensor | slice) -> Linearization:
+        """Evaluates ``g`` once more, at the rows in ``index``."""
+        return self._branch.select(index).linearize(self._at[index])

@@ -1,0 +1,138 @@
+"""What an adapter needs to make a host's transform a flowplug transform; no host is imported or named here."""
+
+import abc
+import importlib.util
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowplug._errors import ContextError, ShapeError
+from flowplug._transform import Transform
+
+Pair = tuple[Tensor, Tensor | float]
+
+
+class HostTransform(Transform):
+    """A host's transform behind flowplug's protocol.
+
+    An adapter implements the two directions for inputs ``(B, *event)`` and a context ``(B, context_features)``. It may
+    return the log-det as a number, as one entry for all samples, or with element-wise dimensions kept.
+
+    Args:
+        host: The host's transform.
+        event_dim: Number of trailing dimensions that form one event.
+        context_features: Width of the context, 0 for none.
+
+    Raises:
+        ShapeError: ``event_dim`` is below 1.
+        ContextError: ``context_features`` is negative.
+
+    Example:
+        >>> class Exponential(nn.Module):  # a host's transform
+        ...     def call(self, x):
+        ...         return x.exp(), x.sum(1)
+        >>> class Bridge(HostTransform):
+        ...     def _to_latent(self, x, context):
+        ...         return self.host.call(x)
+        ...     def _to_data(self, y, context):
+        ...         return y.log(), -y.log()
+        >>> transform = Bridge(Exponential(), event_dim=1, context_features=0)
+        >>> transform.inverse(torch.ones(5, 2))[1]
+        tensor([0., 0., 0., 0., 0.])
+    """
+
+    host: Any  # hosts have no types
+
+    def __init__(self, host: nn.Module, *, event_dim: int, context_features: int) -> None:
+        super().__init__()
+        if event_dim < 1:
+            raise ShapeError(f"a bridged transform needs an event_dim of at least 1; got {event_dim}")
+        if context_features < 0:
+            raise ContextError(f"context_features must not be negative; got {context_features}")
+        self.host = host
+        self.event_dim = event_dim
+        self.context_features = context_features
+
+    @abc.abstractmethod
+    def _to_latent(self, x: Tensor, context: Tensor | None) -> Pair: ...
+
+    @abc.abstractmethod
+    def _to_data(self, y: Tensor, context: Tensor | None) -> Pair: ...
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._run(self._to_latent, x, context)
+
+    def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._run(self._to_data, y, context)
+
+    def _run(
+        self, direction: Callable[[Tensor, Tensor | None], Pair], x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        split = x.dim() - self.event_dim
+        batch, event = x.shape[:split], x.shape[split:]
+        if x.numel() == 0:  # hosts take minima over the batch, and infer its size
+            return x.clone(), x.new_zeros(batch)
+        # A copy, as hosts write on their inputs.
+        rows = x.reshape(batch.numel(), *event).clone()
+        if context is not None:
+            context = context.reshape(batch.numel(), self.context_features)
+        y, ladj = direction(rows, context)
+        if y.shape != rows.shape:
+            raise ShapeError(
+                f"{type(self.host).__name__} maps events of shape {tuple(event)} to {tuple(y.shape[1:])}: a bridged "
+                "transform must keep the shape; leave this one in its host, and bridge the parts before and after it"
+            )
+        ladj = torch.as_tensor(ladj, dtype=x.dtype, device=x.device)
+        if ladj.dim() > 1:
+            ladj = ladj.flatten(1).sum(1)
+        # Hosts add to log-dets in place: every sample gets an entry of its own.
+        return y.reshape(x.shape), ladj.expand(len(rows)).clone().reshape(batch)
+
+    @staticmethod
+    def _call(direction: Callable[..., Pair], x: Tensor, context: Tensor | None) -> Pair:
+        return direction(x) if context is None else direction(x, context=context)
+
+
+def check_host(function: str, transform: object, base: type, otherwise: str) -> None:
+    """Raises a TypeError that says what to call, or else to pass, unless ``transform`` is of the host's base class.
+
+    Hosts may have the same two methods, and opposite directions: only the class tells them apart.
+
+    Args:
+        function: The bridge that was called, ``from_host``.
+        transform: What it was called with.
+        base: The class of the host's transforms.
+        otherwise: What to pass instead of something that is no transform of any host.
+    """
+    if isinstance(transform, base):
+        return
+    given = f"{function} takes a {base.__module__}.{base.__qualname__}; got {type(transform).__qualname__}"
+    if isinstance(transform, Transform):
+        raise TypeError(f"{given}, which is a flowplug transform already")
+    roots = dict.fromkeys(ancestor.__module__.partition(".")[0] for ancestor in type(transform).__mro__)
+    for root in roots:
+        if function != f"from_{root}" and importlib.util.find_spec(f"flowplug_{root}") is not None:
+            raise TypeError(f"{given}, which belongs to {root}: use flowplug_{root}.from_{root}")
+    raise TypeError(f"{given}: {otherwise}")
+
+
+def takes_context(method: Callable[..., object]) -> bool:
+    """Whether the method has a parameter called context."""
+    return "context" in inspect.signature(method).parameters
+
+
+def context_width(host: nn.Module) -> int:
+    """Width of the context for which the networks of nflows, normflows and flowplug within a transform were built.
+
+    Raises:
+        ContextError: They were built for different widths.
+    """
+    found = [getattr(module, "context_features", None) for module in host.modules()]
+    found += [getattr(getattr(module, "context_layer", None), "in_features", None) for module in host.modules()]
+    widths = sorted({width for width in found if isinstance(width, int)} - {0})
+    if len(widths) > 1:
+        raise ContextError(f"{type(host).__name__} has networks for contexts of widths {widths}: pass context_features")
+    return widths[0] if widths else 0

@@ -1,0 +1,111 @@
+"""Swish, scaled to slope 1: element by element, and concatenated."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowplug._errors import LipschitzError
+from flowplug.branch import SWISH_SLOPE, LipschitzBound, rule_for
+from flowplug.lipschitz.activations._activation import Activation
+
+
+class LipSwish(Activation):
+    r"""Swish scaled to slope 1, with a trainable sharpness.
+
+    .. math:: \phi(x) = x \, \sigma(\beta x) / 1.0998, \qquad \beta = \operatorname{softplus}(b)
+
+    The constant is the largest slope of swish, the same for every :math:`\beta`.
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
+    section 3.3.
+
+    Example:
+        >>> LipSwish()(torch.zeros(2))
+        tensor([0., 0.], grad_fn=<DivBackward0>)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw_beta = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value, of the shape of ``x``."""
+        return x * torch.sigmoid(self.frequency(1) * x) / SWISH_SLOPE
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """The derivative at ``x``, of the same shape."""
+        return self.linearize(self.frequency(1) * x)[1]
+
+    def frequency(self, width: int) -> Tensor:
+        r""":math:`\beta`."""
+        del width
+        return functional.softplus(self.raw_beta)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Value and derivative at ``x`` for :math:`\beta = 1`."""
+        gate = torch.sigmoid(x)
+        value = x * gate
+        return value / SWISH_SLOPE, (gate + value * (1 - gate)) / SWISH_SLOPE
+
+
+@rule_for(LipSwish)  # another forward would need another derivative too
+def _(module: LipSwish) -> LipschitzBound:
+    return LipschitzBound(1.0, elementwise=True)
+
+
+class CLipSwish(nn.Module):
+    r"""Swish of the input and of its negative, side by side: no direction saturates, at twice the width.
+
+    .. math:: \phi(x) = [s(x), s(-x)] / C, \qquad s(x) = x \, \sigma(\beta x), \quad \beta = \operatorname{softplus}(b)
+
+    As :math:`s(x) - s(-x) = x`, the slopes of the two are a and a - 1, with a in [1 - m, m] and m = 1.0998 the largest
+    slope of swish. In the p-norm the pair therefore has the constant :math:`(m^p + (m - 1)^p)^{1/p}`, which falls with
+    p: 1.1997 for p = 1, 1.1044 for p = 2, 1.0998 for p = inf. With C that of ``order`` the activation has constant 1 in
+    this norm, and a little less in those of larger order.
+
+    Reference: Perugachi-Diaz, Tomczak, Bhulai, "Invertible DenseNets with Concatenated LipSwish", NeurIPS 2021.
+
+    Args:
+        order: The smallest order of a norm in which the constant is at most 1; in [1, inf]. Pass
+            ``functools.partial(CLipSwish, order=1)`` to networks bounded in the 1-norm or with learned orders below 2.
+
+    Raises:
+        LipschitzError: ``order`` is below 1.
+
+    Example:
+        >>> CLipSwish()(torch.zeros(5, 3)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, order: float = 2.0) -> None:
+        super().__init__()
+        if not order >= 1:
+            raise LipschitzError(f"CLipSwish(order=...) must be in [1, inf]; got {order}")
+        self.order = order
+        self.raw_beta = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, channels, *spatial)`` to ``(B, 2 channels, *spatial)``."""
+        gate = torch.sigmoid(functional.softplus(self.raw_beta) * x)
+        return torch.cat([x * gate, x * (gate - 1)], dim=1) / _pair_constant(self.order)
+
+    def lipschitz_bound_in(self, order: float) -> LipschitzBound:
+        """The exact constant in the p-norm of this order."""
+        return LipschitzBound(_pair_constant(order) / _pair_constant(self.order), order)
+
+    def extra_repr(self) -> str:
+        """The order."""
+        return f"order={self.order}"
+
+
+def _pair_constant(order: float) -> float:
+    """The largest p-norm of the slopes ``(m, m - 1)``."""
+    ratio = (SWISH_SLOPE - 1) / SWISH_SLOPE
+    return SWISH_SLOPE if math.isinf(order) else SWISH_SLOPE * (1 + ratio**order) ** (1 / order)
+
+
+@rule_for(CLipSwish)
+def _(module: CLipSwish) -> LipschitzBound:
+    return module.lipschitz_bound_in(module.order)

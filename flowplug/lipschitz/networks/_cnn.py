@@ -1,0 +1,83 @@
+"""The convolutional network that serves as residual branch for images, with context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import nn
+
+from flowplug._errors import ShapeError
+from flowplug.lipschitz.activations import Sine
+from flowplug.lipschitz.layers import conv_layer
+from flowplug.lipschitz.networks._network import LipschitzNetwork, check_sizes, make_activation, norms_of
+from flowplug.lipschitz.norms import Gram, NetworkNorm, OperatorNorm
+
+
+class LipschitzCNN(LipschitzNetwork):
+    r"""A convolutional network ``g(x, c)`` for images of any size, with a Lipschitz constant in x of at most ``bound``.
+
+    .. math:: h_0 = x, \quad h_l = \phi_l(\hat W_l * h_{l-1} + b_l + V_l c), \quad g = \hat W_n * h_{n-1} + b_n + V_n c
+
+    with :math:`|\hat W_l *| \le` ``bound ** (1 / n)`` and 1-Lipschitz :math:`\phi_l`. The context shifts all pixels of
+    a channel alike, without a constraint.
+
+    On a GPU, torch rounds the factors in convolutions of float32 to 10 bits, and inverses are no more exact than that,
+    unless ``torch.backends.cudnn.allow_tf32 = False``.
+
+    Args:
+        channels: Number of channels of the images.
+        hidden_channels: Numbers of channels of the hidden layers.
+        kernel_sizes: Sizes of the n kernels. ``None``: 3 for the first and the last layer, 1 between, as published.
+        context_features: Width of the context, 0 for none.
+        bound: Upper bound on the Lipschitz constant of the whole network, in (0, 1).
+        norm: The norm the bound holds in, that of all pixels of all channels: any of `LipschitzConv2d`, or
+            `PathNorm` for the network as a whole.
+        activation: Makes one activation per hidden layer, as in `LipschitzMLP`.
+        padding_mode: ``"zeros"`` or ``"circular"``.
+        zero_last: Whether the last layer starts at zero, so that ``x + g(x)`` starts as the identity.
+
+    Raises:
+        LipschitzError: ``bound`` is not in (0, 1), an activation has no known bound or one above 1, or the norm is not
+            one for convolutions.
+        ShapeError: A size is not positive, there is not one kernel size per layer, or an input has another shape.
+        ContextError: The context is missing or has the wrong width.
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
+    appendix E.
+
+    Example:
+        >>> transform = ResidualTransform(LipschitzCNN(3, (16, 16)))
+        >>> transform(torch.randn(5, 3, 8, 8))[1].shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: Sequence[int] = (64, 64),
+        *,
+        kernel_sizes: Sequence[int] | None = None,
+        context_features: int = 0,
+        bound: float = 0.97,
+        norm: OperatorNorm | NetworkNorm | Sequence[OperatorNorm] = Gram(),  # noqa: B008 -- frozen and stateless
+        activation: Callable[[], nn.Module] = Sine,
+        padding_mode: Literal["zeros", "circular"] = "zeros",
+        zero_last: bool = False,
+    ) -> None:
+        super().__init__()
+        name, count = type(self).__name__, len(hidden_channels) + 1
+        kernels = [3 if i in (0, count - 1) else 1 for i in range(count)] if kernel_sizes is None else kernel_sizes
+        check_sizes(name, bound, channels=channels, hidden_channels=hidden_channels, kernel_sizes=kernels)
+        if len(kernels) != count:
+            raise ShapeError(f"{name} has {count} layers and needs as many kernel_sizes; got {len(kernels)}")
+        self.event_shape = (channels, None, None)
+        norms = norms_of(name, norm, count)
+        share = bound ** (1 / count)
+        layers, activations, width = [], [], channels
+        for hidden, kernel, inner in zip([*hidden_channels, channels], kernels, norms, strict=True):
+            layers.append(conv_layer(width, hidden, kernel, share, inner, padding_mode))
+            if len(layers) < count:
+                module, width = make_activation(activation, inner, hidden, spatial=2)
+                activations.append(module)
+        self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)

@@ -1,0 +1,51 @@
+"""The gradient of a log-det from one vector a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowplug.branch import Linearization
+from flowplug.logdet._recurrence import Draw, Solved
+from flowplug.logdet._series import Gradient, Series, dot
+
+
+@dataclass(frozen=True)
+class Neumann(Gradient):
+    r"""The gradient from one vector u a probe, for which alone a graph is kept.
+
+    .. math:: \nabla \log\det(I + J) = E\big[u^T (\nabla J) v\big], \qquad u = (I + J)^{-T} v
+
+    `PowerSeries` sums u as a Neumann series, :math:`u = \sum_{k=0}^{n-1} (-1)^k c_{k+1} (J^T)^k v`; `Krylov` projects.
+    The value is the log-det, from the same n products: n - 1 of them are formed one by one, and :math:`u^T J v` holds
+    the last. Value and gradient are each unbiased; each sample's gradient scales with its own weight in the loss.
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
+    Theorem 2, whose published code returns :math:`u^T J v` itself in place of the log-det.
+
+    Example:
+        >>> logdet = PowerSeries(gradient=Neumann())
+    """
+
+    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
+        """U and the known part of the value, of every probe."""
+        return [series.solve(linear, draw, first=first) for draw in draws]
+
+    def attach(
+        self,
+        series: Series,
+        linear: Linearization,
+        trace: Tensor | None,
+        draws: Sequence[Draw],
+        solved: Sequence[Solved],
+    ) -> Tensor:
+        """The mean of the estimates: their values, with the gradient of ``u^T J v``."""
+        del series, draws
+        total = torch.zeros_like(solved[0].known) if trace is None else trace * len(solved)
+        for v, u, known, share in solved:
+            product = dot(linear.vjp(u, create_graph=torch.is_grad_enabled()), v)
+            total = total + (known + share * product.detach()) + (product - product.detach())
+        return total / len(solved)

@@ -1,0 +1,155 @@
+"""Any gradient of a log-det, with its graph built in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowplug._errors import LipschitzError, SecondDerivativeError
+from flowplug.branch import Branch, Linearization
+from flowplug.logdet._neumann import Neumann
+from flowplug.logdet._recurrence import Draw, Solved
+from flowplug.logdet._series import Gradient, Series
+
+
+@dataclass(frozen=True)
+class Recompute(Gradient):
+    r"""Keeps x and the vectors of every probe instead of the graph, and builds the graph again in the backward pass.
+
+    Peak memory does not grow with the number of terms under `Neumann`, and little with the number of blocks, at the
+    price of one more evaluation of g and one more product; of `Autograd` the whole series is repeated. The gradient is
+    that of ``gradient`` exactly, for any per-sample weights of the loss, unlike one that is computed early, in the
+    forward pass, as if all weights were equal. Works with ``torch.func.functional_call``, autocast and
+    DistributedDataParallel; differentiable once.
+
+    Args:
+        gradient: What is recomputed.
+
+    Raises:
+        LipschitzError: g draws random numbers (dropout): it would be another function when recomputed.
+        SecondDerivativeError: In the backward pass, if a graph of it is asked for.
+
+    Example:
+        >>> logdet = Krylov(gradient=Recompute(Neumann()))
+    """
+
+    gradient: Gradient = Neumann()  # noqa: RUF009 -- frozen
+
+    def check(self, series: Series) -> None:
+        """As ``gradient``."""
+        self.gradient.check(series)
+
+    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
+        """As ``gradient``."""
+        return self.gradient.solve(series, linear, draws, first=first)
+
+    def attach(
+        self,
+        series: Series,
+        linear: Linearization,
+        trace: Tensor | None,
+        draws: Sequence[Draw],
+        solved: Sequence[Solved],
+    ) -> Tensor:
+        """As ``gradient``."""
+        return self.gradient.attach(series, linear, trace, draws, solved)
+
+    def __call__(self, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+        """The value, with a gradient that is computed when asked for."""
+        named = dict(branch.g.named_parameters())
+        y, ladj = _Recomputed.apply(  # type: ignore[no-untyped-call]
+            self.gradient, series, branch, draws, tuple(named), x, branch.context, *named.values()
+        )
+        return y, ladj
+
+
+class _Pass(nn.Module):
+    """One evaluation of the branch as a module, so that its parameters can be put in place."""
+
+    def __init__(self, g: nn.Module) -> None:
+        super().__init__()
+        self.g = g
+
+    def forward(
+        self,
+        gradient: Gradient,
+        series: Series,
+        draws: Sequence[Draw],
+        solved: Sequence[Solved],
+        x: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """``g(x)`` and the estimate, with their graph."""
+        linear = Branch.of(self.g, context).linearize(x)
+        return linear.y, gradient.attach(series, linear, series.trace(linear), draws, solved)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        gradient: Gradient,
+        series: Series,
+        branch: Branch,
+        draws: Sequence[Draw],
+        names: Sequence[str],
+        x: Tensor,
+        context: Tensor | None,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        linear = _repeatable(branch, x)
+        trace = series.trace(linear)
+        solved = gradient.solve(series, linear, draws, first=trace is None)
+        ctx.gradient, ctx.series, ctx.draws, ctx.g, ctx.names = gradient, series, draws, branch.g, names
+        kind = x.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        ctx.count = len(solved)
+        ctx.save_for_backward(*(part for found in solved for part in found), x, context, *parameters)
+        return linear.y.detach(), gradient.attach(series, linear, trace, draws, solved).detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        if torch.is_grad_enabled():
+            raise SecondDerivativeError(
+                "Recompute is differentiable once: call autograd without create_graph=True, or use Neumann()"
+            )
+        size = len(Solved._fields)
+        flat, saved = ctx.saved_tensors[: size * ctx.count], ctx.saved_tensors[size * ctx.count :]
+        solved = [Solved(*flat[i : i + size]) for i in range(0, len(flat), size)]
+        leaves = [None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad) for tensor in saved]
+        x, context, *parameters = leaves
+        kind, dtype, enabled = ctx.autocast
+        with torch.enable_grad(), torch.autocast(kind, dtype=dtype, enabled=enabled):
+            named: dict[str, Any] = {f"g.{name}": p for name, p in zip(ctx.names, parameters, strict=True)}
+            arguments = (ctx.gradient, ctx.series, ctx.draws, solved, x, context)
+            outputs = torch.func.functional_call(_Pass(ctx.g), named, arguments)
+        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+        # The log-det of an affine branch with frozen weights is a constant.
+        used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+        targets, seeds = zip(*used, strict=True)
+        found = iter(torch.autograd.grad(targets, wanted, seeds, allow_unused=True))
+        return (None,) * 5 + tuple(None if leaf is None or not leaf.requires_grad else next(found) for leaf in leaves)
+
+
+def _repeatable(branch: Branch, x: Tensor) -> Linearization:
+    """The linearization at x.
+
+    Raises:
+        LipschitzError: It drew random numbers.
+    """
+    before = _random_state(x)
+    linear = branch.linearize(x)
+    if not torch.equal(before, _random_state(x)):
+        raise LipschitzError(
+            f"g = {type(branch.g).__name__} draws random numbers (dropout?), so x + g(x) is no function of x and "
+            "has no inverse, and Recompute cannot repeat it: remove the random modules"
+        )
+    return linear
+
+
+def _random_state(x: Tensor) -> Tensor:
+    return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
