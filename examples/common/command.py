@@ -1,0 +1,56 @@
+"""Command lines from frozen dataclasses of options; a wrong one ends with a line that says what to do."""
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import NoReturn, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], arguments: Sequence[str] | None = None, *, description: str | None = None) -> T:
+    """The options of a command line, by default this process's.
+
+    A field ``weight_decay: float = 0.0`` is the option ``--weight-decay``, the string below it its help. A ValueError
+    of ``__post_init__`` ends the process as any wrong option does: one line and exit code 2.
+    """
+    try:
+        return tyro.cli(kind, args=arguments, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    except ValueError as error:
+        refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the process with this line and exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def positive(options: object, *names: str) -> None:
+    """Checks fields, None aside.
+
+    Raises:
+        ValueError: One is not above zero.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{option(name)} must be positive; got {value}")
+
+
+def among(options: object, name: str, choices: Collection[str]) -> None:
+    """Checks a field of several values.
+
+    Raises:
+        ValueError: There is none, or one is not among the choices.
+    """
+    values = getattr(options, name)
+    if not values or (unknown := [value for value in values if value not in choices]):
+        got = ", ".join(unknown) if values else "none"
+        raise ValueError(f"{option(name)} must be of {', '.join(choices)}; got {got}")
+
+
+def option(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
