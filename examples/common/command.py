@@ -1,7 +1,8 @@
 """Command lines from frozen dataclasses of options; a wrong one ends with a line that says what to do."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -15,9 +16,16 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None, *, description:
     A field ``weight_decay: float = 0.0`` is the option ``--weight-decay``, the string below it its help. A ValueError
     of ``__post_init__`` ends the process as any wrong option does: one line and exit code 2.
     """
-    try:
+    with refusing():
         return tyro.cli(kind, args=arguments, description=description, config=(tyro.conf.FlagCreatePairsOff,))
-    except ValueError as error:
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Ends the process as a wrong option does where what it names cannot be used."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
         refuse(str(error))
 
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import nflows.distributions
 import nflows.flows
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import flowplug as fp
 
+M = TypeVar("M", bound=nn.Module)
 Call = Callable[[Any, Any], Tensor]  # of a flow with rows, or how many
 FAILURES = (fp.NonFiniteError, fp.NotConverged, AssertionError)  # nflows asserts that its splines have roots
 
@@ -168,7 +169,7 @@ def size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def nearest(make: Callable[[int], nn.Module], wanted: int) -> Any:  # noqa: ANN401 -- what make returns
+def nearest(make: Callable[[int], M], wanted: int) -> M:
     """The module ``make(hidden)`` of at most about so many parameters, by bisection of the width."""
     low, high = 1, 4096
     while high - low > 1:

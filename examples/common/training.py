@@ -69,17 +69,18 @@ class Training:
     """One run; iterating trains to its end, and yields the loss after every step.
 
     Args:
-        module: What has the parameters, and whose state of best validation is kept.
+        module: What has the parameters.
         loss: The loss of a batch; of a log-likelihood, ``nll(log_prob)``.
         sample: Draws so many rows: ``rows_of(table)``, or fresh ones from a distribution.
         options: How, and for how long.
         after_step: Called after every step, as the Lipschitz layers of normflows need.
         evaluate: The validation log-likelihood, in nats; called ``options.checks`` times in a run, evenly.
+        kept: Whose state of best validation is kept, by default that of ``module``.
 
     Attributes:
         step: Steps so far.
         elapsed: Seconds of ``options.clock`` in these.
-        best: The best validation log-likelihood so far, in nats; ``best_state`` is that of the module there.
+        best: The best validation log-likelihood so far, in nats; ``best_state`` is the state there.
         curve: ``[elapsed, step, validation log-likelihood, training log-likelihood]`` of each validation.
 
     Raises:
@@ -102,9 +103,10 @@ class Training:
         *,
         after_step: Callable[[], object] = lambda: None,
         evaluate: Callable[[], float] | None = None,
+        kept: nn.Module | None = None,
     ) -> None:
         self.module, self.loss, self.sample, self.options = module, loss, sample, options
-        self.after_step, self.evaluate = after_step, evaluate
+        self.after_step, self.evaluate, self.kept = after_step, evaluate, kept or module
         self.optimizer = torch.optim.AdamW(module.parameters(), options.lr, weight_decay=options.weight_decay)
         self.step, self.checks, self.elapsed = 0, 0, 0.0
         self.best, self.best_state, self.curve = -math.inf, dict[str, Any](), list[list[float]]()
@@ -163,7 +165,7 @@ class Training:
         value = self.evaluate() if self.evaluate is not None else math.nan
         self.curve.append([self.elapsed, self.step, value, -loss])
         if value > self.best:
-            self.best, self.best_state = value, copy.deepcopy(self.module.state_dict())
+            self.best, self.best_state = value, copy.deepcopy(self.kept.state_dict())
 
     def restore(self) -> None:
         """Loads the state of best validation.
@@ -173,7 +175,7 @@ class Training:
         """
         if not self.best_state:
             raise FloatingPointError("no validation log-likelihood was finite")
-        self.module.load_state_dict(self.best_state)
+        self.kept.load_state_dict(self.best_state)
 
     def agreed(self, value: float) -> float:
         """What several processes that train together make of their values; here there is one."""
