@@ -1,22 +1,26 @@
 """Measures the peak memory of log-det training, one process per setting.
 
-Prints by how much the peak resident memory of one forward and backward pass exceeds that of the bare process, and the
-ratio to differentiating the series (`Autograd`) with as many terms.
+By how much the peak resident memory of one forward and backward pass exceeds that of the bare process, and the ratio to
+differentiating the series (`Autograd`) with as many terms.
 
     python examples/benchmarks/memory.py
     python examples/benchmarks/memory.py --batch 512 --blocks 8
 """
 
-import argparse
-import resource
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from common.command import parse
+from common.memory import peak_alone
+from tqdm import tqdm
 
 import flowplug as fp
+from benchmarks.measurements import Figure, Measurements, Recorded
+from benchmarks.models import likelihood_loss
 
-GRADIENTS = {
+GRADIENTS: dict[str, Callable[[fp.Truncated], fp.LogDet]] = {
     "Autograd": lambda terms: fp.PowerSeries(terms=terms, gradient=fp.Autograd()),
     "Neumann": lambda terms: fp.PowerSeries(terms=terms),
     "Recompute": lambda terms: fp.PowerSeries(terms=terms, gradient=fp.Recompute()),
@@ -25,47 +29,39 @@ GRADIENTS = {
 }
 
 
-def peak(options: argparse.Namespace, name: str, terms: int) -> int:
-    """Peak memory in bytes above that of the process before training, measured in this process."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    make = GRADIENTS[name]
+@dataclass(frozen=True)
+class Options(Recorded):
+    """What to train."""
+
+    features: int = 43
+    hidden: tuple[int, ...] = (128, 128, 128)
+    blocks: int = 16
+    batch: int = 2048
+    terms: tuple[int, ...] = (2, 10, 40)
+
+
+def step(options: Options, name: str, terms: int, rows: int) -> None:
+    """Forward and backward of one batch."""
     networks = [fp.LipschitzMLP(options.features, options.hidden) for _ in range(options.blocks)]
-    flow = fp.ComposedTransform(*(fp.ResidualTransform(g, logdet=make(fp.Truncated(terms))) for g in networks))
-    small = torch.randn(2, options.features)
-    flow(small)[1].sum().backward()  # loads what torch loads at first use
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    y, ladj = flow(torch.randn(options.batch, options.features))
-    (y.square().sum() / 2 - ladj.sum()).backward()
-    return 1024 * max(1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    logdet = GRADIENTS[name](fp.Truncated(terms))
+    transforms = [fp.ResidualTransform(g, logdet=logdet) for g in networks]
+    likelihood_loss(transforms, torch.randn(rows, options.features)).backward()  # type: ignore[no-untyped-call]
 
 
 def main() -> None:
-    """Prints one line per gradient and number of terms."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, default=43)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128, 128])
-    parser.add_argument("--blocks", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--terms", type=int, nargs="+", default=[2, 10, 40])
-    parser.add_argument("--one", nargs=2, metavar=("GRADIENT", "TERMS"), help="measure this one and print bytes")
-    options = parser.parse_args()
-    if options.one:
-        print(peak(options, options.one[0], int(options.one[1])))
-        return
-    print(f"{options.blocks} blocks, {options.features}-d, hidden {options.hidden}, batch {options.batch}, float32")
-    print(f"{'gradient':18}" + "".join(f"{n:>6} terms: MiB  ratio" for n in options.terms))
-    reference: dict[int, int] = {}
-    for name in GRADIENTS:
-        print(f"{name:18}", end="", flush=True)
+    """Measures every gradient for every number of terms."""
+    options = parse(Options, description=__doc__)
+    measurements, reference = Measurements("memory"), dict[int, float]()
+    setting = {"blocks": options.blocks, "D": options.features, "hidden": options.hidden, "rows": options.batch}
+    for name in tqdm(GRADIENTS):
         for terms in options.terms:
-            done = subprocess.run(
-                [sys.executable, *sys.argv, "--one", name, str(terms)], capture_output=True, text=True, check=True
-            )
-            size = int(done.stdout)
-            reference.setdefault(terms, size)
-            print(f"{size / 2**20:17.0f}  {size / reference[terms]:5.1%}", end="", flush=True)
-        print()
+            mebibytes = peak_alone(partial(step, options, name, terms, 2), partial(step, options, name, terms, options.batch))
+            figures = {
+                "peak": Figure(mebibytes, "MiB"),
+                "share of Autograd": Figure(100 * mebibytes / reference.setdefault(terms, mebibytes), "%"),
+            }
+            measurements.add("Memory of a training step", setting | {"gradient": name, "terms": terms}, figures)
+    measurements.publish(options.record)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
-"""Peak memory, in MiB: of an accelerator, or of the whole process on the CPU."""
+"""Peak memory, in MiB: of an accelerator, of the whole process, or of a piece of work in a process of its own."""
 
+import multiprocessing
 import resource
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
+
+Work = Callable[[], object]
 
 
 def reset(device: str | torch.device = "cpu") -> None:
@@ -18,3 +24,28 @@ def peak(device: str | torch.device = "cpu") -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident / 2**20 if sys.platform == "darwin" else resident / 2**10
+
+
+def peak_alone(warm: Work, work: Work) -> float:
+    """The peak of ``work`` in a fresh process, beyond what is in use before it (Linux).
+
+    Args:
+        warm: Done first, such as a small case of the same: it loads what torch loads at first use.
+        work: What is measured. Both are pickled: functions of a module, or partial ones.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_beyond, warm, work).result()
+
+
+def _beyond(warm: Work, work: Work) -> float:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warm()
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+    work()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 2**10
