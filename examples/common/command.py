@@ -10,11 +10,15 @@ import tyro
 T = TypeVar("T")
 
 
+class OptionError(Exception):
+    """A wrong value of an option; no ValueError, of which tyro would make a frame of several lines."""
+
+
 def parse(kind: type[T], arguments: Sequence[str] | None = None, *, description: str | None = None) -> T:
     """The options of a command line, by default this process's.
 
-    A field ``weight_decay: float = 0.0`` is the option ``--weight-decay``, the string below it its help. A ValueError
-    of ``__post_init__`` ends the process as any wrong option does: one line and exit code 2.
+    A field ``weight_decay: float = 0.0`` is the option ``--weight-decay``, the string below it its help. An OptionError
+    of ``__post_init__`` ends the process with its line and exit code 2.
     """
     with refusing():
         return tyro.cli(kind, args=arguments, description=description, config=(tyro.conf.FlagCreatePairsOff,))
@@ -22,10 +26,10 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None, *, description:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Ends the process as a wrong option does where what it names cannot be used."""
+    """Ends the process with a line where an option is wrong, or what it names cannot be used."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (OptionError, ValueError, OSError, ImportError) as error:
         refuse(str(error))
 
 
@@ -39,24 +43,24 @@ def positive(options: object, *names: str) -> None:
     """Checks fields, None aside.
 
     Raises:
-        ValueError: One is not above zero.
+        OptionError: One is not above zero.
     """
     for name in names:
         value = getattr(options, name)
         if value is not None and not value > 0:
-            raise ValueError(f"{option(name)} must be positive; got {value}")
+            raise OptionError(f"{option(name)} must be positive; got {value}")
 
 
 def among(options: object, name: str, choices: Collection[str]) -> None:
     """Checks a field of several values.
 
     Raises:
-        ValueError: There is none, or one is not among the choices.
+        OptionError: There is none, or one is not among the choices.
     """
     values = getattr(options, name)
     if not values or (unknown := [value for value in values if value not in choices]):
         got = ", ".join(unknown) if values else "none"
-        raise ValueError(f"{option(name)} must be of {', '.join(choices)}; got {got}")
+        raise OptionError(f"{option(name)} must be of {', '.join(choices)}; got {got}")
 
 
 def option(name: str) -> str:

@@ -149,15 +149,15 @@ class Inversion:
 
 
 @torch.no_grad()
-def inversion(density: Density, x: Tensor) -> Inversion:
-    """Draws as many samples as ``x`` has rows, in eval mode, and sends ``x`` round; NaN where a layer fails."""
+def inversion(density: Density, x: Tensor, count: int) -> Inversion:
+    """Sends ``x: (rows, features)`` round and draws so many samples, in eval mode; NaN and none where a layer fails."""
     density.eval()
     samples, milliseconds, error = x[:0].cpu(), math.nan, math.nan
     try:
         with fp.no_logdet():
             error = float((density.round_trip(x) - x).abs().max())
             start = time.perf_counter()
-            samples = density.sample(len(x)).cpu()
+            samples = density.sample(count).cpu()
             milliseconds = 1000 * (time.perf_counter() - start)
     except FAILURES:
         pass

@@ -34,6 +34,11 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def shown(value: float | None, form: str) -> str:
+    """A number in a table, a dash for one that is not `finite`."""
+    return "-" if value is None else format(value, form)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` once it is written whole, and leaves nothing behind otherwise."""

@@ -25,7 +25,7 @@ import pooch
 import torch
 
 from common import memory
-from common.command import among, parse, positive, refuse, refusing
+from common.command import OptionError, among, parse, positive, refuse, refusing
 from common.densities import inversion, size
 from common.provenance import provenance
 from common.report import finite, read_lines, replacing
@@ -98,16 +98,16 @@ class Options:
         among(self, "models", models.NAMES)
         positive(self, "seconds", "steps", "parameters", "batch", "lr", "warmup", "clip", "checks", "patience")
         if not self.data or len({Path(source).stem for source in self.data}) < len(self.data):
-            raise ValueError(f"--data must be tables of different names; got {' '.join(self.data) or 'none'}")
+            raise OptionError(f"--data must be tables of different names; got {' '.join(self.data) or 'none'}")
         if self.seconds is not None and self.steps is not None:
-            raise ValueError("--steps is not allowed with --seconds: give one of them")
+            raise OptionError("--steps is not allowed with --seconds: give one of them")
         if not 0 <= self.decay < 1:
-            raise ValueError(f"--decay must be in [0, 1); got {self.decay}")
+            raise OptionError(f"--decay must be in [0, 1); got {self.decay}")
         if self.weight_decay < 0:
-            raise ValueError(f"--weight-decay must not be negative; got {self.weight_decay}")
+            raise OptionError(f"--weight-decay must not be negative; got {self.weight_decay}")
         begun = [path for form in ("results.jsonl", "*.checkpoint.pt") for path in self.out.glob(form)]
         if begun and not self.resume:
-            raise ValueError(f"{self.out} holds results or checkpoints: pass --resume to go on, or another --out")
+            raise OptionError(f"{self.out} holds results or checkpoints: pass --resume to go on, or another --out")
 
     def configs(self, source: str, processes: int) -> list[Config]:
         """The runs on one table."""
@@ -145,7 +145,7 @@ def measured(training: Training) -> Line:
     if processes.rank == 0:
         with replacing(training.values) as file:
             torch.save({"config": training.config, "values": values}, file)
-    inverted = inversion(density, test[:SAMPLES])
+    inverted = inversion(density, test[:SAMPLES], SAMPLES)
     outcome = {
         "parameters": size(density),
         "validation": training.best,

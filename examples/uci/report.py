@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from common.report import markdown, write_lines, write_text
+from common.report import markdown, shown, write_lines, write_text
 from uci.models import PLAIN
 from uci.runs import Config, Line, run_path
 
@@ -29,11 +29,6 @@ REFERENCE = {
     "MAF (10)": ("-0.376 ± 0.017", "7.549 ± 0.020", "-25.701 ± 0.025", "-11.892 ± 0.459", "150.46 ± 0.28"),
     "MAF MoG (5)": ("0.192 ± 0.014", "7.183 ± 0.020", "-22.747 ± 0.017", "-11.995 ± 0.462", "152.58 ± 0.66"),
 }
-
-
-def shown(value: float | None, form: str) -> str:
-    """A number of the table, ``None`` where it is not finite."""
-    return "-" if value is None else format(value, form)
 
 
 def table(lines: Sequence[Line]) -> str:
