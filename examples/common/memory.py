@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 Work = Callable[[], object]
+# On Linux getrusage tells no less than what the parent had in use when it started this process.
+STATUS = Path("/proc/self/status")
 
 
 def reset(device: str | torch.device = "cpu") -> None:
@@ -22,6 +24,8 @@ def peak(device: str | torch.device = "cpu") -> float:
     """The most memory of the accelerator since `reset`, or resident memory of this process since it started."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if STATUS.exists():
+        return _resident("VmHWM")
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident / 2**20 if sys.platform == "darwin" else resident / 2**10
 
@@ -48,4 +52,4 @@ def _beyond(warm: Work, work: Work) -> float:
 
 
 def _resident(field: str) -> float:
-    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 2**10
+    return int(STATUS.read_text().split(f"{field}:")[1].split()[0]) / 2**10
