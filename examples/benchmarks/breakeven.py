@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from common.clock import paired, seconds
-from common.command import parse
 from torch import Tensor
 from tqdm import tqdm
 
 import flowplug as fp
 from benchmarks.measurements import Measurements, Recorded, hardware, median, over
 from benchmarks.models import likelihood_loss
+from common.clock import paired, seconds
+from common.command import parse
 
 ESTIMATES = {"training": fp.Krylov(), "evaluation": fp.Krylov(terms=fp.Roulette(fp.Geometric(0.5), exact=8))}
 
@@ -62,7 +62,7 @@ def main() -> None:
                 for name, logdet in (("exact", fp.ExactLogDet()), ("estimate", estimate))
             }
             times = paired(steps, options.rounds, clock=partial(seconds, options.device))
-            setting = {"mode": mode, "device": hardware(options.device), "network": network}
+            setting: dict[str, object] = {"mode": mode, "device": hardware(options.device), "network": network}
             setting |= {"rows": options.batch, "D": features}
             figures = {"exact / estimate": over(times["exact"], times["estimate"])}
             measurements.add("Exact or estimated log-dets", setting, figures)

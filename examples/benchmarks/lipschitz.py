@@ -10,11 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from common.clock import paired
-from common.command import parse
-from common.tables import load
-from common.training import Options as Schedule
-from common.training import Training, constant, rows_of
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -22,6 +17,11 @@ from tqdm import tqdm
 import flowplug as fp
 from benchmarks.measurements import Figure, Measurements, Recorded
 from benchmarks.models import likelihood_loss
+from common.clock import paired
+from common.command import parse
+from common.tables import load
+from common.training import Options as Schedule
+from common.training import Training, constant, rows_of
 
 NORMS = (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm(), fp.PathNorm())
 
@@ -45,7 +45,7 @@ def in_a_flow(width: int, steps: int) -> Tensor:
     block = [fp.ResidualTransform(g, logdet=fp.Krylov())]
     schedule = Schedule(steps=steps, lr=3e-3, batch=128, schedule=constant)
     Training(g, partial(likelihood_loss, block), rows_of(table.train), schedule).run()
-    return g.layers[1].bounded_weight().detach().double()
+    return g.bounded_weights()[1].detach().double()
 
 
 def attacked(layer: fp.LipschitzLinear | fp.LipschitzConv2d, x: Tensor, steps: int, lr: float) -> list[Tensor]:
@@ -83,9 +83,19 @@ def shares(call: Callable[[], object], whole: Callable[[], object], rounds: int)
     return min(times["call"]) / min(times["whole"])
 
 
+def weight_and_gradient(layer: fp.LipschitzConv2d) -> None:
+    """Computes the bounded weight, and the gradient through it."""
+    layer.bounded_weight().sum().backward()  # type: ignore[no-untyped-call]
+
+
+def pass_of(layer: nn.Module, x: Tensor) -> None:
+    """Forward and backward of a layer."""
+    layer(x).sum().backward()
+
+
 def weights_and_gradients(g: fp.LipschitzMLP | fp.LipschitzCNN) -> Callable[[], object]:
     """Computes the bounded weights of a network, and the gradients through them."""
-    leaves = [layer.weight for layer in g.layers]
+    leaves = [leaf for name, leaf in g.layers.named_parameters() if name.endswith("weight")]
     seeds = [torch.randn_like(leaf) for leaf in leaves]
     return lambda: torch.autograd.grad(g.bounded_weights(), leaves, seeds)
 
@@ -93,7 +103,7 @@ def weights_and_gradients(g: fp.LipschitzMLP | fp.LipschitzCNN) -> Callable[[], 
 def training_step(g: nn.Module, x: Tensor) -> Callable[[], object]:
     """Forward and backward of maximum likelihood."""
     block = [fp.ResidualTransform(g, logdet=fp.Krylov())]
-    return lambda: likelihood_loss(block, x.flatten(1) if x.dim() == 2 else x).backward()
+    return lambda: likelihood_loss(block, x).backward()  # type: ignore[no-untyped-call]
 
 
 def dense(options: Options, measurements: Measurements) -> None:
@@ -123,12 +133,7 @@ def convolutions(options: Options, measurements: Measurements) -> None:
         x, plain = torch.randn(64, *shape, requires_grad=True), nn.Conv2d(width, width, 3, padding=1)
         for norm in (fp.Gram(), fp.PowerIteration()):
             layer = fp.LipschitzConv2d(width, width, 3, norm=norm)
-            seed = torch.randn_like(layer.weight)
-            ratio = shares(
-                lambda layer=layer, seed=seed: torch.autograd.grad(layer.bounded_weight(), layer.weight, seed),
-                lambda plain=plain, x=x: plain(x).sum().backward(),
-                options.rounds,
-            )
+            ratio = shares(partial(weight_and_gradient, layer), partial(pass_of, plain, x), options.rounds)
             figures = {"bounded weight / convolution": Figure(ratio, "ratio of times")}
             setting = {**setting, "norm": type(norm).__name__, "images": len(x)}
             measurements.add("Cost of bounded convolutions", setting, figures)
@@ -151,7 +156,9 @@ def power_iteration(options: Options, measurements: Measurements, width: int = 1
         weights = attacked(layer, torch.empty(256, width), options.steps, lr)
         worst = max(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights) / layer.bound - 1
         setting = {"width": width, "steps": options.steps, "lr": lr, "tol": tol}
-        measurements.add("Power iteration under attack", setting, {"largest norm / bound - 1": Figure(100 * worst, "%")})
+        measurements.add(
+            "Power iteration under attack", setting, {"largest norm / bound - 1": Figure(100 * worst, "%")}
+        )
 
 
 def orders(options: Options, measurements: Measurements, width: int = 64) -> None:

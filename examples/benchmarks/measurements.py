@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from common.clock import ratio
 from common.provenance import device_name, provenance
 from common.report import append_line, markdown
 
-DIGITS = 3
+DIGITS = 4
 Line = dict[str, Any]
 
 
@@ -28,7 +29,7 @@ class Figure:
     """A number and its unit; of its spread two standard errors, the quartiles, or the least and the most."""
 
     value: float
-    unit: str
+    unit: str = ""
     two_standard_errors: float | None = None
     quartiles: tuple[float, float] | None = None
     least: float | None = None
@@ -70,9 +71,9 @@ class Measurements:
     benchmark: str
     lines: list[Line] = field(default_factory=list)
 
-    def add(self, table: str, setting: Mapping[str, object], figures: Mapping[str, Figure]) -> None:
-        """Adds a measurement: a row of a table, by the names of its settings and of its figures."""
-        known = {name: figure.json() for name, figure in figures.items()}
+    def add(self, table: str, setting: Mapping[str, object], figures: Mapping[str, Figure | float]) -> None:
+        """Adds a measurement: settings and figures by name; a bare number has no unit."""
+        known = {name: (f if isinstance(f, Figure) else Figure(f)).json() for name, f in figures.items()}
         self.lines.append({"benchmark": self.benchmark, "table": table, "setting": dict(setting), "figures": known})
 
     def publish(self, path: Path | None, device: str | torch.device = "cpu") -> None:

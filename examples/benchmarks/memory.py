@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from common.command import parse
-from common.memory import peak_alone
 from tqdm import tqdm
 
 import flowplug as fp
 from benchmarks.measurements import Figure, Measurements, Recorded
 from benchmarks.models import likelihood_loss
+from common.command import parse
+from common.memory import peak_alone
 
 GRADIENTS: dict[str, Callable[[fp.Truncated], fp.LogDet]] = {
     "Autograd": lambda terms: fp.PowerSeries(terms=terms, gradient=fp.Autograd()),
@@ -55,7 +55,9 @@ def main() -> None:
     setting = {"blocks": options.blocks, "D": options.features, "hidden": options.hidden, "rows": options.batch}
     for name in tqdm(GRADIENTS):
         for terms in options.terms:
-            mebibytes = peak_alone(partial(step, options, name, terms, 2), partial(step, options, name, terms, options.batch))
+            mebibytes = peak_alone(
+                partial(step, options, name, terms, 2), partial(step, options, name, terms, options.batch)
+            )
             figures = {
                 "peak": Figure(mebibytes, "MiB"),
                 "share of Autograd": Figure(100 * mebibytes / reference.setdefault(terms, mebibytes), "%"),

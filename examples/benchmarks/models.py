@@ -1,15 +1,14 @@
 """What several benchmarks and tutorials train, take apart and count."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from common.densities import Density, log_prob, normflows_density
-from common.layers import residual_block
-from common.training import Options, Training, nll, rows_of, watched
 from torch import Tensor, nn
 
 import flowplug as fp
+from common.densities import Density, log_likelihoods, normflows_density, of_transform
+from common.layers import residual_block
+from common.training import Options, Training, nll, rows_of, watched
 from flowplug._branch import Branch
 
 
@@ -32,11 +31,29 @@ def _(module: Counting) -> fp.LipschitzBound:
     return fp.lipschitz_bound(module.g)
 
 
+def fit(
+    density: Density,
+    sample: Callable[[int], Tensor],
+    options: Options,
+    name: str = "training",
+    evaluate: Callable[[], float] | None = None,
+) -> Training:
+    """Maximum likelihood to the end, under a progress bar."""
+    training = Training(density, nll(density), sample, options, after_step=density.after_step, evaluate=evaluate)
+    for _ in watched(training, name):
+        pass
+    return training
+
+
+def mean_log_likelihood(density: Density, x: Tensor) -> float:
+    """In nats, in eval mode."""
+    return float(log_likelihoods(density, x).mean())
+
+
 def trained_stack(rows: Tensor, transforms: int, steps: int) -> fp.ResidualStack:
     """A stack at its defaults, trained on a table ``(rows, features)``; in eval mode."""
     flow = fp.ResidualStack(rows.shape[1], transforms).to(rows.dtype)
-    for _ in watched(Training(flow, nll(partial(log_prob, flow)), rows_of(rows), Options(steps=steps)), "training"):
-        pass
+    fit(of_transform(flow, rows.shape[1]), rows_of(rows), Options(steps=steps))
     return flow.eval()
 
 
@@ -61,13 +78,13 @@ def normflows_residual(features: int, hidden: tuple[int, ...], blocks: int) -> D
     return normflows_density(features, [layer for _ in range(blocks) for layer in residual_block(widths)])
 
 
-def likelihood_loss(transforms: list[fp.ResidualTransform], x: Tensor) -> Tensor:
+def likelihood_loss(transforms: Sequence[Callable[..., tuple[Tensor, Tensor]]], x: Tensor) -> Tensor:
     """The negative log-likelihood of residual transforms in a row, up to a constant."""
     total = x.new_zeros(len(x))
     for transform in transforms:
         x, ladj = transform(x)
         total = total + ladj
-    return (x.square().sum(1) / 2 - total).mean()
+    return (x.square().flatten(1).sum(1) / 2 - total).mean()
 
 
 def bare_loss(networks: list[fp.LipschitzMLP], x: Tensor) -> Tensor:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from common.clock import paired, seconds
-from common.command import among, parse
-from common.densities import normflows_density
-from common.layers import residual_block
 from torch import Tensor, nn
 
 import flowplug as fp
 from benchmarks.measurements import Measurements, Recorded, hardware, median, over
 from benchmarks.models import bare_loss, likelihood_loss
+from common.clock import paired, seconds
+from common.command import among, parse
+from common.densities import normflows_density
+from common.layers import residual_block
 
 ESTIMATORS: dict[str, fp.LogDet | None] = {
     "default": None,
@@ -65,7 +65,8 @@ def main() -> None:
 
     def of_normflows() -> Tensor:
         normflows.after_step()
-        return -normflows(x).mean()
+        loss: Tensor = -normflows(x).mean()
+        return loss
 
     bare, theirs = ("none", "no"), ("normflows", "no")
     losses: dict[tuple[str, str], Callable[[], Tensor]] = {bare: partial(bare_loss, networks, x), theirs: of_normflows}

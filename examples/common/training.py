@@ -107,7 +107,8 @@ class Training:
     ) -> None:
         self.module, self.loss, self.sample, self.options = module, loss, sample, options
         self.after_step, self.evaluate, self.kept = after_step, evaluate, kept or module
-        self.optimizer = torch.optim.AdamW(module.parameters(), options.lr, weight_decay=options.weight_decay)
+        decay = options.weight_decay
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), options.lr, weight_decay=decay)
         self.step, self.checks, self.elapsed = 0, 0, 0.0
         self.best, self.best_state, self.curve = -math.inf, dict[str, Any](), list[list[float]]()
 
