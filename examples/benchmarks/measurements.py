@@ -108,8 +108,8 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file, whose numbers keep their digits: 1.50 is not 1.5."""
-    return [json.loads(line, parse_float=Decimal) for line in path.read_text().splitlines()]
+    """The lines of a file, none if it is not there; numbers keep their digits: 1.50 is not 1.5."""
+    return [json.loads(line, parse_float=Decimal) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def latest(lines: Sequence[Line]) -> list[Line]:
