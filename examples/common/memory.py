@@ -24,7 +24,7 @@ def peak(device: str | torch.device = "cpu") -> float:
     """The most memory of the accelerator since `reset`, or resident memory of this process since it started."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if STATUS.exists():
+    if STATUS.exists() and "VmHWM" in STATUS.read_text():
         return _resident("VmHWM")
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident / 2**20 if sys.platform == "darwin" else resident / 2**10

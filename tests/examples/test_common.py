@@ -209,7 +209,7 @@ def densities():
 
 
 class TestDensities:
-    @pytest.mark.parametrize("host", densities())
+    @pytest.mark.parametrize("host", ["nflows", "normflows", "zuko", "core"])
     def test_are_normalised_sample_and_invert(self, host):
         density = densities()[host]
         x = torch.randn(300, 3)
