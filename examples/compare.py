@@ -25,7 +25,7 @@ import flowplug_nflows
 import flowplug_normflows
 import flowplug_zuko
 from common import tables, training
-from common.command import OptionError, among, parse, positive, refusing
+from common.command import OptionError, among, parse, positive, refusing, usable
 from common.densities import Density, inversion, log_likelihoods, nflows_density, normflows_density, size, zuko_density
 from common.layers import affine_coupling, autoregression, spline_coupling
 from common.provenance import provenance
@@ -89,29 +89,21 @@ HOSTS = {
 
 @dataclass(frozen=True)
 class Options:
-    """The command line."""
+    """The command line; comments are its help."""
 
-    data: str = tables.EMBEDDED
-    """.npz file with arrays train, val and test, or breast-cancer."""
-    seconds: float | None = None
-    """Training time of each model; 20 without --steps."""
-    steps: int | None = None
-    """Training steps of each model, instead of --seconds."""
-    device: str = "cpu"
-    """cpu, cuda, ..."""
-    hosts: tuple[str, ...] = tuple(HOSTS)
-    """Hosts to compare."""
-    out: Path = Path("compare_out")
-    """Folder written to."""
-    lr: float = 5e-3
-    """Largest learning rate."""
-    batch: int = 256
-    """Rows per step."""
-    seed: int = 0
-    """Seed of each model."""
+    data: str = tables.EMBEDDED  # .npz file with arrays train, val and test, or breast-cancer
+    seconds: float | None = None  # training time of each model; 20 without --steps
+    steps: int | None = None  # training steps of each model, instead of --seconds
+    device: str = "cpu"  # cpu, cuda, ...
+    hosts: tuple[str, ...] = tuple(HOSTS)  # hosts to compare
+    out: Path = Path("compare_out")  # folder written to
+    lr: float = 5e-3  # largest learning rate
+    batch: int = 256  # rows per step
+    seed: int = 0  # seed of each model
 
     def __post_init__(self) -> None:
         among(self, "hosts", HOSTS)
+        usable(self)
         positive(self, "seconds", "steps", "lr", "batch")
         if self.seconds is not None and self.steps is not None:
             raise OptionError("--steps is not allowed with --seconds: give one of them")

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
+import torch
 import tyro
 
 T = TypeVar("T")
@@ -17,8 +18,8 @@ class OptionError(Exception):
 def parse(kind: type[T], arguments: Sequence[str] | None = None, *, description: str | None = None) -> T:
     """The options of a command line, by default this process's.
 
-    A field ``weight_decay: float = 0.0`` is the option ``--weight-decay``, the string below it its help. An OptionError
-    of ``__post_init__`` ends the process with its line and exit code 2.
+    A field ``weight_decay: float = 0.0`` is the option ``--weight-decay``, the comment behind it its help. An
+    OptionError of ``__post_init__`` ends the process with its line and exit code 2.
     """
     with refusing():
         return tyro.cli(kind, args=arguments, description=description, config=(tyro.conf.FlagCreatePairsOff,))
@@ -61,6 +62,21 @@ def among(options: object, name: str, choices: Collection[str]) -> None:
     if not values or (unknown := [value for value in values if value not in choices]):
         got = ", ".join(unknown) if values else "none"
         raise OptionError(f"{option(name)} must be of {', '.join(choices)}; got {got}")
+
+
+def usable(options: object, name: str = "device") -> None:
+    """Checks a field that names a device of torch.
+
+    Raises:
+        OptionError: There is none of this name here.
+    """
+    value = getattr(options, name)
+    try:
+        kind = torch.device(value).type
+    except RuntimeError:
+        raise OptionError(f"{option(name)} must be a device of torch, such as cpu or cuda; got {value}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"{option(name)} {value} needs a GPU that torch can use, and there is none: use cpu")
 
 
 def option(name: str) -> str:

@@ -25,7 +25,7 @@ import pooch
 import torch
 
 from common import memory
-from common.command import OptionError, among, parse, positive, refuse, refusing
+from common.command import OptionError, among, parse, positive, refuse, refusing, usable
 from common.densities import inversion, size
 from common.provenance import provenance
 from common.report import finite, read_lines, replacing
@@ -43,59 +43,36 @@ SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Options:
-    """The command line."""
+    """The command line; comments are its help."""
 
-    data: tuple[str, ...] = COLUMNS
-    """.npz files with train, val and test, breast-cancer, or of the published tables."""
-    models: tuple[str, ...] = tuple(models.NAMES)
-    """Flows to train."""
-    seeds: tuple[int, ...] = (0,)
-    """A run of each model from each."""
-    seconds: float | None = None
-    """Wall time of each run; 600 without --steps."""
-    steps: int | None = None
-    """Length of each run in steps, instead of --seconds."""
-    parameters: int = 100_000
-    """Of each model, about."""
-    batch: int = 512
-    """Rows per step, of all processes."""
-    lr: float = 2e-3
-    """Largest learning rate."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    warmup: int = 100
-    """Steps until the largest learning rate."""
-    clip: float = 100.0
-    """Largest norm of the gradient."""
-    decay: float = 0.999
-    """Of the Polyak average; 0 for none."""
-    checks: int = 40
-    """Validations in a run."""
-    patience: int = 20
-    """Validations without progress that end a run."""
-    amp: bool = False
-    """Train in mixed precision, bfloat16."""
-    device: str = "cpu"
-    """cpu, cuda, ..."""
-    out: Path = Path("uci_out")
-    """Folder written to."""
-    checkpoint: float = 300.0
-    """Seconds of training between checkpoints."""
-    resume: bool = False
-    """Skip the runs in --out, and go on where a killed one was last saved."""
-    across_commits: bool = False
-    """With --resume, also accept runs that other code made."""
-    archive: Path | None = None
-    """data.tar.gz as published, instead of a download."""
-    folder: Path = Path(pooch.os_cache("flowplug"))
-    """Of the download."""
-    url: str = URL
-    """Of the archive."""
-    checksum: str = CHECKSUM
-    """Of the archive, algorithm:digest, or none."""
+    data: tuple[str, ...] = COLUMNS  # .npz files with train, val and test, breast-cancer, or of the published tables
+    models: tuple[str, ...] = tuple(models.NAMES)  # flows to train
+    seeds: tuple[int, ...] = (0,)  # a run of each model from each
+    seconds: float | None = None  # wall time of each run; 600 without --steps
+    steps: int | None = None  # length of each run in steps, instead of --seconds
+    parameters: int = 100_000  # of each model, about
+    batch: int = 512  # rows per step, of all processes
+    lr: float = 2e-3  # largest learning rate
+    weight_decay: float = 0.0  # of AdamW
+    warmup: int = 100  # steps until the largest learning rate
+    clip: float = 100.0  # largest norm of the gradient
+    decay: float = 0.999  # of the Polyak average; 0 for none
+    checks: int = 40  # validations in a run
+    patience: int = 20  # validations without progress that end a run
+    amp: bool = False  # train in mixed precision, bfloat16
+    device: str = "cpu"  # cpu, cuda, ...
+    out: Path = Path("uci_out")  # folder written to
+    checkpoint: float = 300.0  # seconds of training between checkpoints
+    resume: bool = False  # skip the runs in --out, and go on where a killed one was last saved
+    across_commits: bool = False  # with --resume, also accept runs that other code made
+    archive: Path | None = None  # data.tar.gz as published, instead of a download
+    folder: Path = Path(pooch.os_cache("flowplug"))  # of the download
+    url: str = URL  # of the archive
+    checksum: str = CHECKSUM  # of the archive, algorithm:digest, or none
 
     def __post_init__(self) -> None:
         among(self, "models", models.NAMES)
+        usable(self)
         positive(self, "seconds", "steps", "parameters", "batch", "lr", "warmup", "clip", "checks", "patience")
         if not self.data or len({Path(source).stem for source in self.data}) < len(self.data):
             raise OptionError(f"--data must be tables of different names; got {' '.join(self.data) or 'none'}")

@@ -52,5 +52,5 @@ def check(lines: Sequence[Line], configs: Sequence[Config], folder: Path, code: 
         state = torch.load(path, map_location="cpu", weights_only=True)
         if different := sorted(key for key, value in config.items() if state["config"].get(key) != value):
             raise ValueError(f"{path} is of a run with other {different}: use another --out")
-        if not across and state["code"] != code:
-            raise ValueError(f"{path} was made by {state['code']}, this is {code}: {ACCEPT}")
+        if not across and (made := state.get("code", "code that did not say")) != code:
+            raise ValueError(f"{path} was made by {made}, this is {code}: {ACCEPT}")

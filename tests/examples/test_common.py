@@ -22,7 +22,7 @@ from torch import nn
 import common
 import flowplug as fp
 from common import clock, memory, report, tables
-from common.command import OptionError, among, parse, positive, refusing
+from common.command import OptionError, among, parse, positive, refusing, usable
 from common.densities import (
     inversion,
     log_likelihoods,
@@ -257,30 +257,35 @@ class TestDensities:
 class Choice:
     """Options of a test."""
 
-    names: tuple[str, ...] = ("a",)
-    """Some."""
-    weight_decay: float = 0.5
-    """Another."""
+    names: tuple[str, ...] = ("a",)  # some
+    weight_decay: float = 0.5  # another
+    device: str = "cpu"  # where
 
     def __post_init__(self):
+        usable(self)
         among(self, "names", "abc")
         positive(self, "weight_decay")
 
 
 class TestCommand:
-    def test_options_are_fields(self):
+    def test_options_are_fields(self, capsys):
         assert parse(Choice, []) == Choice()
         assert parse(Choice, ["--names", "b", "c", "--weight-decay", "2"]) == Choice(("b", "c"), 2.0)
+        with pytest.raises(SystemExit):
+            parse(Choice, ["--help"])
+        assert re.search(r"--weight-decay FLOAT\s.*another", capsys.readouterr().out)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["--names", "a", "d"], "error: --names must be of a, b, c; got d"),
             (["--names"], "error: --names must be of a, b, c; got none"),
+            (["--device", "cuda"], "error: --device cuda needs a GPU that torch can use, and there is none: use cpu"),
             (["--weight-decay", "0"], "error: --weight-decay must be positive; got 0.0"),
         ],
     )
-    def test_wrong_values_end_with_a_line(self, capsys, arguments, message):
+    def test_wrong_values_end_with_a_line(self, monkeypatch, capsys, arguments, message):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(SystemExit) as end:
             parse(Choice, arguments)
         assert end.value.code == 2

@@ -1,7 +1,6 @@
 """examples/uci.py as users run it: the grid, runs that are killed, shared and gone on with, and wrong options."""
 
 import importlib
-import json
 import os
 import re
 import signal
@@ -31,10 +30,7 @@ def arguments(table, out, *more):
 
 
 def lines(out):
-    def refuse(constant):
-        raise ValueError(constant)
-
-    return [json.loads(line, parse_constant=refuse) for line in (out / "results.jsonl").read_text().splitlines()]
+    return read_lines(out / "results.jsonl")
 
 
 def outcome(line):
@@ -199,7 +195,7 @@ def test_a_loss_that_is_no_number_stops_the_run_alone(table, tmp_path, monkeypat
 
     monkeypatch.setattr("uci.training.make", broken)
     uci.main(arguments(table, tmp_path / "out", "--models", "zuko-maf", "normflows-realnvp", "--steps", 10))
-    failed, fine = read_lines(tmp_path / "out" / "results.jsonl")
+    failed, fine = lines(tmp_path / "out")
     assert "the loss of step 3 is nan" in failed["failed"]
     assert fine["steps"] == 10
     assert "step 3 is nan" in (tmp_path / "out" / "table.md").read_text()
@@ -219,6 +215,7 @@ def test_a_loss_that_is_no_number_stops_the_run_alone(table, tmp_path, monkeypat
         (["--weight-decay", "-1"], "--weight-decay must not be negative; got -1.0"),
         (["--decay", "1"], r"--decay must be in \[0, 1\); got 1.0"),
         (["--steps", "5", "--seconds", "5"], "--steps is not allowed with --seconds"),
+        (["--device", "abacus"], "--device must be a device of torch, such as cpu or cuda; got abacus"),
         (["--models", "none"], "--models must be of zuko-nsf, .*; got none"),
     ],
 )
