@@ -4,27 +4,30 @@ For every estimator: vector-Jacobian products per sample, standard deviation of 
 of the gradient, and the largest z-score of their means against the exact log-det, under random weights of the samples.
 The picture shows both deviations against products, and how the variance of the published estimator never settles.
 
-    python examples/estimators.py
-    python examples/estimators.py --data FILE.npz --draws 20000
+    python examples/tutorials/estimators.py
+    python examples/tutorials/estimators.py --data FILE.npz --draws 20000
 """
 
-import argparse
-import itertools
 import math
 import statistics
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from benchmarks.tables import load_table, residual_flow, train
 from torch import Tensor
 from tqdm import tqdm
 
 import flowplug as fp
+from benchmarks.models import jacobians, residual_parts, trained_stack
+from common.command import parse
+from common.report import markdown
+from common.tables import EMBEDDED, load
 
 PROJECTIONS = 8
+Series = fp.PowerSeries | fp.Krylov
 
 
 def half(exact: int) -> fp.Roulette:
@@ -32,12 +35,12 @@ def half(exact: int) -> fp.Roulette:
     return fp.Roulette(fp.Geometric(0.5), exact=exact)
 
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[int], Series]] = {
     "PowerSeries": lambda exact: fp.PowerSeries(terms=half(exact)),
     "Krylov, no control": lambda exact: fp.Krylov(terms=half(exact), control=None),
     "Krylov": lambda exact: fp.Krylov(terms=half(exact)),
 }
-OTHERS = {
+OTHERS: dict[str, Series] = {
     "PowerSeries, Certified": fp.PowerSeries(),
     "PowerSeries, Poisson(2)": fp.PowerSeries(terms=fp.Roulette(fp.Poisson(2.0), exact=2)),
     "Krylov, default": fp.Krylov(),
@@ -45,59 +48,69 @@ OTHERS = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
+class Options:
+    """What to train, and how often to estimate."""
+
+    data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
+    steps: int = 1000  # training steps of the flow
+    draws: int = 400
+    rows: int = 16
+    exact: tuple[int, ...] = (1, 2, 3, 5, 8)  # exact terms to try
+    out: Path = Path("estimators.png")
+
+
+@dataclass(frozen=True)
 class Scatter:
-    """The estimates of one estimator so far."""
+    """The estimates of one estimator; ``variances`` are those of the value after every draw."""
 
     name: str
     products: float
-    value: float = 0.0
-    gradient: float = 0.0
-    z: float = 0.0
-    variances: list[float] = field(default_factory=list)
+    value: float
+    gradient: float
+    z: float
+    variances: list[float]
 
 
-def products(terms: fp.Roulette, rows: int, bound: float) -> float:
+def products(logdet: Series, rows: int, bound: float) -> float:
     """Average number of products per sample."""
-    return statistics.fmean(
-        sum(count for _, count in terms.schedule(rows, lambda: bound, None)) / rows for _ in range(1000)
-    )
+    lengths = (sum(count for _, count in logdet.terms.schedule(rows, lambda: bound, None)) for _ in range(1000))
+    return logdet.probes.samples * statistics.fmean(lengths) / rows
 
 
-def measure(name: str, logdet: fp.PowerSeries | fp.Krylov, g: fp.LipschitzMLP, x: Tensor, draws: int) -> Scatter:
+def measure(name: str, logdet: Series, g: fp.LipschitzMLP, x: Tensor, draws: int) -> Scatter:
     """Draws the estimate repeatedly."""
-    weights = torch.rand(len(x))
-    parameters = list(g.parameters())
+    weights, parameters = torch.rand(len(x)), list(g.parameters())
 
     def sample(estimator: fp.LogDet) -> tuple[Tensor, Tensor]:
         ladj = fp.ResidualTransform(g, logdet=estimator)(x)[1]
         gradients = torch.autograd.grad(weights @ ladj, parameters, allow_unused=True, materialize_grads=True)
         return ladj.detach(), torch.cat([part.flatten() for part in gradients])
 
-    truth = sample(fp.ExactLogDet())
-    cost = logdet.probes.samples * products(logdet.terms, len(x), float(fp.lipschitz_bound(g)))
-    scatter = Scatter(name, cost)
-    directions = torch.randn(PROJECTIONS, len(truth[1])) / math.sqrt(len(truth[1]))
-    wanted = torch.cat([truth[0], directions @ truth[1]])
-    total, squares, value, gradient = torch.zeros_like(wanted), torch.zeros_like(wanted), 0.0, 0.0
-    for i in range(1, draws + 1):
+    value, gradient = sample(fp.ExactLogDet())
+    directions = torch.randn(PROJECTIONS, len(gradient)) / math.sqrt(len(gradient))
+    squares, deviations = [], []
+    for _ in range(draws):
         ladj, slope = sample(logdet)
-        deviation = torch.cat([ladj, directions @ slope]) - wanted
-        total, squares = total + deviation, squares + deviation.square()
-        value += float((ladj - truth[0]).square().mean())
-        gradient += float((slope - truth[1]).square().sum() / truth[1].square().sum())
-        scatter.variances.append(value / i)
-    mean, variance = total / draws, squares / draws
-    scatter.z = float((mean / ((variance - mean.square()) / draws).sqrt()).abs().max())
-    scatter.value, scatter.gradient = math.sqrt(value / draws), math.sqrt(gradient / draws)
-    return scatter
+        squares.append([float((ladj - value).square().mean()), float((slope - gradient).square().sum())])
+        deviations.append(torch.cat([ladj - value, directions @ (slope - gradient)]))
+    totals, sampled = torch.tensor(squares).cumsum(0), torch.stack(deviations)
+    z = sampled.mean(0) / (sampled.var(0, correction=0) / draws).sqrt()
+    return Scatter(
+        name,
+        products(logdet, len(x), float(fp.lipschitz_bound(g))),
+        value=math.sqrt(totals[-1, 0] / draws),
+        gradient=math.sqrt(totals[-1, 1] / draws) / float(gradient.norm()),
+        z=float(z.abs().max()),
+        variances=(totals[:, 0] / torch.arange(1, draws + 1)).tolist(),
+    )
 
 
-def plot(results: dict[str, list[Scatter]], others: list[Scatter], path: Path) -> None:
+def plot(families: dict[str, list[Scatter]], others: list[Scatter], path: Path) -> None:
     """Deviations against products, and the running variance of the value."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     for axes, part in ((left, "value"), (middle, "gradient")):
-        for name, scatters in results.items():
+        for name, scatters in families.items():
             axes.plot([s.products for s in scatters], [getattr(s, part) for s in scatters], marker="o", label=name)
         for scatter in others:
             axes.plot(scatter.products, getattr(scatter, part), "x", label=scatter.name)
@@ -105,7 +118,7 @@ def plot(results: dict[str, list[Scatter]], others: list[Scatter], path: Path) -
     left.set(ylabel="standard deviation of the value (nats)")
     middle.set(ylabel="standard deviation of the gradient / its norm")
     middle.legend(fontsize="small")
-    for name, scatters in results.items():
+    for name, scatters in families.items():
         right.plot(scatters[1].variances, label=f"{name}, {scatters[1].products:.1f} products")
     right.set(xscale="log", yscale="log", xlabel="draws", ylabel="variance of the value so far (nats$^2$)")
     right.legend(fontsize="small")
@@ -114,47 +127,37 @@ def plot(results: dict[str, list[Scatter]], others: list[Scatter], path: Path) -
 
 def main() -> None:
     """Trains, measures, prints and plots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help=".npz with arrays train and val; default: UCI Breast Cancer")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of the flow")
-    parser.add_argument("--draws", type=int, default=400)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--exact", type=int, nargs="+", default=[1, 2, 3, 5, 8], help="exact terms to try")
-    parser.add_argument("--out", type=Path, default=Path("estimators.png"))
-    options = parser.parse_args()
+    options = parse(Options, description=__doc__)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     # This example shows what the warning is about.
     warnings.simplefilter("ignore", fp.InfiniteVarianceWarning)
 
-    rows, _ = load_table(options.data)
-    flow = residual_flow(rows.shape[1], blocks=4)
-    for _ in tqdm(train(flow, rows, options.steps), total=options.steps, desc="training"):
-        pass
-    x, blocks = rows[: options.rows], []
-    with torch.no_grad():
-        for part in flow.transforms:
-            if isinstance(part, fp.ResidualTransform):
-                radius = float(torch.linalg.eigvals(part.g.branch(None).jacobian(x)[1]).abs().max())
-                blocks.append((radius, part.g, x))
-            x = part(x)[0]
+    table = load(options.data, dtype=torch.float64)
+    flow = trained_stack(table.train, 4, options.steps)
+    blocks = [
+        (float(torch.linalg.eigvals(jacobians(part, x)).abs().max()), part.g, x)
+        for part, x in residual_parts(flow, table.train[: options.rows])
+    ]
     radius, g, x = max(blocks, key=lambda block: block[0])
-    print(f"the block with the largest spectral radius, {radius:.2f}, on {len(x)} samples of {x.shape[1]} dimensions")
+    print(f"the block with the largest spectral radius, {radius:.2f}, on {len(x)} samples of {x.shape[1]} dimensions\n")
 
-    jobs = [(name, make(exact), name) for name, make in FAMILIES.items() for exact in options.exact]
-    jobs += [(name, logdet, "") for name, logdet in OTHERS.items()]
-    results: dict[str, list[Scatter]] = {name: [] for name in ("", *FAMILIES)}
-    for name, logdet, family in tqdm(jobs, desc="estimators"):
-        results[family].append(measure(name, logdet, g, x, options.draws))
-    others = results.pop("")
-    print(f"{'estimator':28} {'products':>8} {'std value':>10} {'std gradient':>12} {'max |z|':>8}")
-    for scatter in itertools.chain(*results.values(), others):
-        print(
-            f"{scatter.name:28} {scatter.products:8.2f} {scatter.value:10.3g} {scatter.gradient:12.3g} {scatter.z:8.2f}"
-        )
-    plot(results, others, options.out)
-    print(f"wrote {options.out}")
+    bar = tqdm(total=len(FAMILIES) * len(options.exact) + len(OTHERS), desc="estimators")
+
+    def scatter(name: str, logdet: Series) -> Scatter:
+        bar.update()
+        return measure(name, logdet, g, x, options.draws)
+
+    families = {name: [scatter(name, make(exact)) for exact in options.exact] for name, make in FAMILIES.items()}
+    others = [scatter(name, logdet) for name, logdet in OTHERS.items()]
+    rows = [
+        [s.name, f"{s.products:.2f}", f"{s.value:.3g}", f"{s.gradient:.3g}", f"{s.z:.2f}"]
+        for s in [*sum(families.values(), []), *others]
+    ]
+    print(markdown(["estimator", "products", "std value", "std gradient", "max |z|"], rows))
+    plot(families, others, options.out)
+    print(f"\nwrote {options.out}")
 
 
 if __name__ == "__main__":
