@@ -11,7 +11,7 @@ a table and writes it, with a picture of 2-D marginals, to the output folder.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,15 +26,14 @@ import flowplug_normflows
 import flowplug_zuko
 from common import tables, training
 from common.command import OptionError, among, parse, positive, refusing, usable
-from common.densities import Density, inversion, log_likelihoods, nflows_density, normflows_density, size, zuko_density
+from common.densities import Density, nflows_density, normflows_density, zuko_density
 from common.layers import affine_coupling, autoregression, spline_coupling
 from common.provenance import provenance
-from common.report import finite, markdown, shown, write_text
+from common.report import write_text
 from common.tables import Table
-from common.training import Training, nll, rows_of, watched
+from common.trial import SAMPLES, table, trial
 from uci.models import Host, arranged
 
-SAMPLES = 1000
 HIDDEN = 128  # width of all networks but those of the splines
 
 
@@ -120,63 +119,6 @@ class Options:
         return f"{self.steps} steps" if self.steps else f"{self.training.seconds:g} s"
 
 
-@dataclass(frozen=True)
-class Result:
-    """One row of the table; what is not finite is None."""
-
-    model: str
-    test_log_likelihood: float | None
-    two_standard_errors: float | None
-    parameters: int
-    steps_per_second: float
-    sampling_ms: float | None
-    round_trip_error: float | None
-
-    def cells(self) -> list[str]:
-        """As the table shows it."""
-        level, spread = shown(self.test_log_likelihood, ".2f"), shown(self.two_standard_errors, ".2f")
-        inverse = [shown(self.sampling_ms, ".0f"), shown(self.round_trip_error, ".0e")]
-        return [self.model, f"{level} +- {spread}", f"{self.parameters:,}", f"{self.steps_per_second:.0f}", *inverse]
-
-
-def train(name: str, density: Density, data: Table, options: training.Options) -> Training:
-    """Maximises the likelihood; leaves the model at its best on ``data.val``."""
-    density.start(data.train[:2000])
-    run = Training(
-        density,
-        nll(density),
-        rows_of(data.train),
-        options,
-        evaluate=lambda: float(log_likelihoods(density, data.val[:2000]).mean()),
-    )
-    for _ in watched(run, name):
-        pass
-    run.restore()
-    return run
-
-
-def evaluate(name: str, density: Density, data: Table, run: Training) -> tuple[Result, Tensor]:
-    """Tests a trained model; also returns samples ``(SAMPLES, features)``, none where a layer overflows."""
-    values = log_likelihoods(density, data.test)
-    inverted = inversion(density, data.test[:SAMPLES], SAMPLES)
-    result = Result(
-        model=name,
-        test_log_likelihood=finite(float(values.mean())),
-        two_standard_errors=finite(2 * float(values.std()) / math.sqrt(len(values))),
-        parameters=size(density),
-        steps_per_second=run.step / run.elapsed,
-        sampling_ms=finite(inverted.sampling_ms),
-        round_trip_error=finite(inverted.round_trip_error),
-    )
-    return result, inverted.samples
-
-
-def table(results: Sequence[Result]) -> str:
-    """The results as a Markdown table."""
-    columns = ["model", "test log-likelihood (nats) +- 2 s.e.", "parameters", "steps/s"]
-    return markdown([*columns, f"{SAMPLES} samples, ms", "round trip"], [result.cells() for result in results])
-
-
 def draw(data: Table, samples: dict[str, Tensor], path: Path) -> None:
     """Draws the first two features of the training rows and of each model's samples."""
     panels = {"data": data.train.cpu(), **samples}
@@ -206,19 +148,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = tables.load(options.data, options.device)
     title = f"{data.name}: {len(data.train)} training rows; {options.budget} a model on {options.device}"
     print(title)
-    results, samples = [], {}
+    lines, samples, versions = [], {}, provenance(options.device)
     for host in options.hosts:
         for name, make in HOSTS[host].models(data.features).items():
             torch.manual_seed(options.seed)
-            density = make().to(options.device)
-            run = train(name, density, data, options.training)
-            result, samples[name] = evaluate(name, density, data, run)
-            results.append(result)
-    report = table(results)
+            line, samples[name] = trial(name, make().to(options.device), data, options.training)
+            lines.append(line | {"versions": versions})
+    report = table(lines)
     print(f"\n{report}")
     options.out.mkdir(parents=True, exist_ok=True)
-    versions = provenance(options.device)
-    lines = [asdict(result) | {"versions": versions} for result in results]
     write_text(options.out / "results.md", f"{title}\n\n{report}\n")
     write_text(options.out / "results.json", json.dumps(lines, indent=1, allow_nan=False))
     draw(data, samples, options.out / "marginals.png")

@@ -1,9 +1,7 @@
 """Flows of every host, and transforms of flowplug, behind one face."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import nflows.distributions
@@ -18,7 +16,6 @@ import flowplug as fp
 
 M = TypeVar("M", bound=nn.Module)
 Call = Callable[[Any, Any], Tensor]  # of a flow with rows, or how many
-FAILURES = (fp.NonFiniteError, fp.NotConverged, AssertionError)  # nflows asserts that its splines have roots
 
 
 class Density(nn.Module):
@@ -137,31 +134,6 @@ def log_likelihoods(density: nn.Module, x: Tensor) -> Tensor:
     values = torch.cat([density(part) for part in torch.split(x, 1000)])
     density.train(training)
     return values
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """Samples ``(rows, features)`` on the CPU, the ms they took, and the largest error of a round trip of data."""
-
-    samples: Tensor
-    sampling_ms: float
-    round_trip_error: float
-
-
-@torch.no_grad()
-def inversion(density: Density, x: Tensor, count: int) -> Inversion:
-    """Sends ``x: (rows, features)`` round and draws so many samples, in eval mode; NaN and none where a layer fails."""
-    density.eval()
-    samples, milliseconds, error = x[:0].cpu(), math.nan, math.nan
-    try:
-        with fp.no_logdet():
-            error = float((density.round_trip(x) - x).abs().max())
-            start = time.perf_counter()
-            samples = density.sample(count).cpu()
-            milliseconds = 1000 * (time.perf_counter() - start)
-    except FAILURES:
-        pass
-    return Inversion(samples, milliseconds, error)
 
 
 def size(module: nn.Module) -> int:

@@ -9,7 +9,6 @@ What a training step costs is measured by benchmarks/dense.py.
     python examples/tutorials/dense.py --data FILE.npz --seconds 60     # arrays train, val and test
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,18 +22,17 @@ from torch import Tensor
 
 import flowplug as fp
 import flowplug_zuko
-from benchmarks.models import fit, mean_log_likelihood
 from common.command import among, parse
-from common.densities import Density, inversion, log_likelihoods, nearest, of_zuko, size
-from common.report import markdown, write_text
+from common.densities import Density, nearest, of_zuko, size
+from common.report import write_text
 from common.tables import Table
 from common.tables import load as load_table
 from common.training import Options as Schedule
 from common.training import rows_of
+from common.trial import fit, mean_log_likelihood, table, trial
 from tutorials.plane import mixture, moons, scatter, show, sine
 
 NAMES = ("dense flow", "zuko: Real NVP", "zuko: Real NVP + dense", "zuko: MAF")
-SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -139,24 +137,14 @@ def compare(options: Options, path: Path) -> None:
     data, offset = load(path, options.device)
     head = f"{data.name}, {options.seconds:g} s a model on {options.device}"
     print(f"{head}: {len(data.train)} training rows")
-    makers, rows = models(data.features, options, data.train[:10_000].cpu()), []
+    makers, lines = models(data.features, options, data.train[:10_000].cpu()), []
     for name in options.only:
         torch.manual_seed(options.seed)
         density = makers[name]().to(options.device)
         lr = options.dense_lr or 2e-2 if name == "dense flow" else options.lr
         schedule = Schedule(seconds=options.seconds, lr=lr, batch=options.batch, warmup=100, clip=100.0)
-        training = fit(
-            density, rows_of(data.train), schedule, name, partial(mean_log_likelihood, density, data.val[:2000])
-        )
-        training.restore()
-        values = log_likelihoods(density, data.test) - offset
-        inverted = inversion(density, data.test[:SAMPLES], SAMPLES)
-        level = f"{float(values.mean()):.2f} +- {2 * float(values.std()) / math.sqrt(len(values)):.2f}"
-        rate, milliseconds = training.step / training.elapsed, inverted.sampling_ms
-        rows.append([name, level, f"{size(density):,}", f"{rate:.0f}", f"{milliseconds:.0f}"])
-        rows[-1].append(f"{inverted.round_trip_error:.0e}")
-    columns = ["model", "test log-likelihood (nats) +- 2 s.e.", "parameters", "steps/s"]
-    report = markdown([*columns, f"{SAMPLES} samples, ms", "round trip"], rows)
+        lines.append(trial(name, density, data, schedule, offset=offset)[0])
+    report = table(lines)
     write_text(options.out / f"{data.name}.md", f"{head}\n\n{report}\n")
     print(f"\n{report}\n\nwrote {options.out / data.name}.md")
 

@@ -16,11 +16,11 @@ from deel import torchlip
 from torch import nn
 
 import flowplug as fp
-from benchmarks.models import fit
 from common.command import parse
 from common.densities import log_likelihoods, of_transform, size
 from common.report import markdown
 from common.training import Options as Schedule
+from common.trial import fit
 from tutorials.plane import moons
 
 

@@ -16,11 +16,11 @@ import torch
 import zuko
 
 import flowplug as fp
-from benchmarks.models import fit
 from common.command import among, parse
 from common.densities import Density, log_likelihoods, of_transform, of_zuko, size
 from common.report import markdown
 from common.training import Options as Schedule
+from common.trial import fit
 from tutorials.plane import DATA, show
 
 

@@ -15,7 +15,6 @@ The tables of Papamakarios et al. (2017) are downloaded from Zenodo (record 1161
 GAS is stored as a pickle, which can run code: read it from an archive that you trust.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +25,10 @@ import torch
 
 from common import memory
 from common.command import OptionError, among, parse, positive, refuse, refusing, usable
-from common.densities import inversion, size
 from common.provenance import provenance
 from common.report import finite, read_lines, replacing
 from common.training import watched
+from common.trial import outcome
 from uci import models
 from uci.data import CHECKSUM, URL, Table, load
 from uci.processes import Processes
@@ -122,21 +121,16 @@ def measured(training: Training) -> Line:
     if processes.rank == 0:
         with replacing(training.values) as file:
             torch.save({"config": training.config, "values": values}, file)
-    inverted = inversion(density, test[:SAMPLES], SAMPLES)
-    outcome = {
-        "parameters": size(density),
-        "validation": training.best,
-        "test_log_likelihood": float(values.mean()),
-        "two_standard_errors": 2 * float(values.std()) / math.sqrt(len(values)),
+    judged, _ = outcome(density, values, test[:SAMPLES], SAMPLES)
+    return {
+        "validation": finite(training.best),
         "steps": training.step,
         "seconds": training.elapsed,
         "steps_per_second": training.step / training.elapsed,
         "peak_memory_mib": memory.peak(processes.device),
-        "sampling_ms": inverted.sampling_ms,
-        "round_trip_error": inverted.round_trip_error,
+        **judged,
+        "curve": [[finite(round(value, 4)) for value in point] for point in training.curve],
     }
-    curve = [[finite(round(value, 4)) for value in point] for point in training.curve]
-    return {key: finite(value) for key, value in outcome.items()} | {"curve": curve}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -160,8 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 training = Training(
                     config, data, processes, options.out, code=code_of(versions), every=options.checkpoint
                 )
-                outcome = run(training, resume=options.resume)
-                lines.append({"config": config, "versions": versions, "published": data.published, **outcome})
+                lines.append(
+                    {
+                        "config": config,
+                        "versions": versions,
+                        "published": data.published,
+                        **run(training, resume=options.resume),
+                    }
+                )
                 if processes.rank == 0:
                     report(lines, options.out)
             if processes.rank == 0:

@@ -24,7 +24,6 @@ import flowplug as fp
 from common import clock, memory, report, tables
 from common.command import OptionError, among, parse, positive, refusing, usable
 from common.densities import (
-    inversion,
     log_likelihoods,
     nearest,
     of_nflows,
@@ -34,6 +33,8 @@ from common.densities import (
     size,
 )
 from common.provenance import commit, provenance
+from common.training import Options
+from common.trial import outcome, table, trial
 
 MODULES = [importlib.import_module(module.name) for module in pkgutil.iter_modules(common.__path__, "common.")]
 PLACES = [Path(common.__file__).parents[1], Path(fp.__file__).parents[1]]
@@ -219,10 +220,13 @@ class TestDensities:
         assert density.training
         with torch.no_grad():
             torch.testing.assert_close(density.eval()(x[:20]), values)
-        inverted = inversion(density, x, 7)
-        assert inverted.samples.shape == (7, 3)
-        assert inverted.round_trip_error < 1e-3
-        assert inverted.sampling_ms > 0
+        judged, samples = outcome(density, values, x, 7)
+        assert samples.shape == (7, 3)
+        assert judged["test_log_likelihood"] == pytest.approx(float(values.mean()))
+        assert judged["two_standard_errors"] == pytest.approx(2 * float(values.std()) / 20**0.5)
+        assert judged["parameters"] == size(density)
+        assert judged["round_trip_error"] < 1e-3
+        assert judged["sampling_ms"] > 0
 
     def test_a_transform_stands_on_a_standard_normal(self):
         density = of_transform(fp.ActNorm(2), 2)
@@ -233,16 +237,29 @@ class TestDensities:
         wanted = normal.log_prob(latent).sum(1) - (3 * x).std(0, correction=0).log().sum()
         torch.testing.assert_close(density(3 * x + 1).detach(), wanted, atol=1e-3, rtol=1e-2)
 
-    def test_what_cannot_be_inverted_is_no_number(self):
+    def test_what_cannot_be_inverted_is_none(self):
         density = of_zuko(zuko.flows.MAF(2, transforms=1))
 
         def overflow(flow, x):
             raise fp.NonFiniteError("overflow")
 
         density._round_trip = overflow
-        inverted = inversion(density, torch.randn(4, 2), 4)
-        assert len(inverted.samples) == 0
-        assert np.isnan([inverted.sampling_ms, inverted.round_trip_error]).all()
+        judged, samples = outcome(density, torch.tensor([1.0, float("inf")]), torch.randn(4, 2), 4)
+        assert len(samples) == 0
+        assert judged["sampling_ms"] is judged["round_trip_error"] is judged["test_log_likelihood"] is None
+
+    def test_a_trial_tests_the_best_state(self):
+        rows = torch.randn(400, 2) * torch.tensor([3.0, 0.5]) + 1
+        data = tables.Table("t", rows[:200], rows[200:300], rows[300:])
+        density = of_zuko(zuko.flows.MAF(2, transforms=1))
+        line, samples = trial("a name", density, data, Options(steps=150, lr=0.05), offset=10.0)
+        assert line["model"] == "a name"
+        assert line["test_log_likelihood"] == pytest.approx(float(log_likelihoods(density, data.test).mean()) - 10)
+        assert -14 < line["test_log_likelihood"] < -13
+        assert samples.shape == (1000, 2)
+        row = table([line]).splitlines()[2]
+        assert row.startswith("| a name | -13.")
+        assert row.count("|") == 7
 
     def test_size_counts_what_is_trained(self):
         layer = nn.Linear(3, 2)
