@@ -9,6 +9,7 @@ the default changes from exact to stochastic where it passes 1.
     python examples/benchmarks/breakeven.py --hidden 128 128 128
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,16 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import flowplug as fp
-from benchmarks.measurements import Measurements, Recorded, hardware, median, over
+from benchmarks.measurements import Measurement, Recorded, hardware, median, over, run
 from benchmarks.models import likelihood_loss
 from common.clock import paired, seconds
-from common.command import parse
 
 ESTIMATES = {"training": fp.Krylov(), "evaluation": fp.Krylov(terms=fp.Roulette(fp.Geometric(0.5), exact=8))}
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """How to measure."""
 
     features: tuple[int, ...] = (2, 6, 10, 21, 43, 63, 128, 784)
@@ -38,38 +38,31 @@ class Options(Recorded):
 
 def step(transform: fp.ResidualTransform, x: Tensor) -> None:
     """One step in train mode, one evaluation in eval mode."""
+    with torch.set_grad_enabled(transform.training):
+        loss = likelihood_loss([transform], x)
     if transform.training:
-        likelihood_loss([transform], x).backward()  # type: ignore[no-untyped-call]
-    else:
-        with torch.no_grad():
-            transform(x)
+        torch.autograd.backward(loss)
 
 
-def main() -> None:
-    """Measures every dimension in both modes."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(1)
-    torch.set_default_device(options.device)
-    torch.manual_seed(0)
-    measurements = Measurements("breakeven")
-    network = f"LipschitzMLP(D, {options.hidden})"
-    for features in tqdm(options.features):
-        x, g = torch.randn(options.batch, features), fp.LipschitzMLP(features, options.hidden)
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Both modes in every dimension."""
+    torch.set_default_device(settings.device)
+    for features in tqdm(settings.features):
+        x, g = torch.randn(settings.batch, features), fp.LipschitzMLP(features, settings.hidden)
         for mode, estimate in ESTIMATES.items():
-            training = mode == "training"
-            steps = {
-                name: partial(step, fp.ResidualTransform(g, logdet=logdet, eval_logdet=logdet).train(training), x)
+            parts = {
+                name: fp.ResidualTransform(g, logdet=logdet, eval_logdet=logdet).train(mode == "training")
                 for name, logdet in (("exact", fp.ExactLogDet()), ("estimate", estimate))
             }
-            times = paired(steps, options.rounds, clock=partial(seconds, options.device))
-            setting: dict[str, object] = {"mode": mode, "device": hardware(options.device), "network": network}
-            setting |= {"rows": options.batch, "D": features}
-            figures = {"exact / estimate": over(times["exact"], times["estimate"])}
-            measurements.add("Exact or estimated log-dets", setting, figures)
-            by_row = [1e6 * time / options.batch for time in times["exact"]]
-            measurements.add("Exact log-dets by the row", setting, {"exact": median(by_row, "µs a row")})
-    measurements.publish(options.record, options.device)
+            steps = {name: partial(step, part, x) for name, part in parts.items()}
+            times = paired(steps, settings.rounds, clock=partial(seconds, settings.device))
+            network = f"LipschitzMLP(D, {settings.hidden})"
+            setting = {"mode": mode, "device": hardware(), "network": network, "rows": len(x), "D": features}
+            figure = over(times["exact"], times["estimate"])
+            yield "Exact or estimated log-dets", setting, {"exact / estimate": figure}
+            figure = median([1e6 * time / len(x) for time in times["exact"]], "µs a row")
+            yield "Exact log-dets by the row", setting, {"exact": figure}
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

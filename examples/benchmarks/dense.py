@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import flowplug as fp
-from benchmarks.measurements import Figure, Measurements, Recorded, median, over
+from benchmarks.measurements import Figure, Measurement, Recorded, median, over, run
 from common.clock import paired
-from common.command import parse
 from common.densities import log_prob
 from common.memory import peak_alone
-from common.training import Options as Schedule
-from common.training import Training, constant, nll
+from common.training import Options, Training, constant, nll
 
 BATCH, LAYERS, ACTIVATION = 100, 2, fp.SmoothLeakyReLU(0.3)
 Gradient = fp.Euclidean | fp.Relative | fp.TransposedRelative
@@ -39,7 +37,7 @@ Loss = Callable[[fp.ComposedTransform, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to measure."""
 
     features: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -121,28 +119,28 @@ def stepper(method: str, features: int) -> Callable[[], None]:
 
     def step() -> None:
         flow.zero_grad()
-        loss(flow, x).mean().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss(flow, x).mean())
 
     return step
 
 
-def twice(method: str, features: int) -> None:
-    """Two steps."""
+def two_steps(method: str, features: int) -> None:
+    """Computes two gradients."""
     step = stepper(method, features)
     step()
     step()
 
 
-def cost(options: Options, measurements: Measurements) -> None:
+def cost(settings: Settings) -> Iterator[Measurement]:
     """Time and memory, and how the time grows."""
     wide = list[tuple[float, float]]()
-    for features in tqdm(options.features, desc="widths"):
-        methods = [m for m in METHODS if m != "Jacobian by autograd" or features <= options.largest_jacobian]
-        times = paired({method: stepper(method, features) for method in methods}, options.rounds)
+    for features in tqdm(settings.features, desc="widths"):
+        methods = [m for m in METHODS if m != "Jacobian by autograd" or features <= settings.largest_jacobian]
+        times = paired({method: stepper(method, features) for method in methods}, settings.rounds)
         # Two copies of every matrix; inputs, outputs, and what activation, slope and base keep of each layer.
         needed = 4 * (2 * LAYERS * features * (features + 1) + (6 * LAYERS + 2) * BATCH * features) / 2**20
         for method in methods:
-            peak = peak_alone(partial(twice, method, 4), partial(twice, method, features))
+            peak = peak_alone(partial(two_steps, method, 4), partial(two_steps, method, features))
             figures = {
                 "time": median([1e3 * time for time in times[method]], "ms"),
                 "over no log-det": over(times[method], times["no log-det"]),
@@ -150,16 +148,16 @@ def cost(options: Options, measurements: Measurements) -> None:
                 "over parameters, gradients and activations": Figure(peak / needed, "ratio"),
             }
             setting = {"layers": LAYERS, "rows": BATCH, "gradient": method, "D": features}
-            measurements.add("Cost of a dense training step", setting, figures)
+            yield "Cost of a dense training step", setting, figures
             if features >= 512 and method == "Relative, Deferred":
                 wide.append((math.log(features), math.log(figures["time"].value)))
     if len(wide) > 1:
         x, y = (part - part.mean() for part in torch.tensor(wide).T)
         setting = {"gradient": "Relative, Deferred", "D": "512 and more"}
-        measurements.add("Growth of a dense training step", setting, {"exponent of D": float(x @ y / (x @ x))})
+        yield "Growth of a dense training step", setting, {"exponent of D": float(x @ y / (x @ x))}
 
 
-def learning(options: Options, measurements: Measurements) -> None:
+def learning(settings: Settings) -> Iterator[Measurement]:
     """The loss of gradient descent from equal starts."""
     x = torch.tensor(make_moons(1000, noise=0.1, random_state=0)[0], dtype=torch.float32)
     x = (x - x.mean(0)) / x.std(0)
@@ -167,25 +165,20 @@ def learning(options: Options, measurements: Measurements) -> None:
         for seed in tqdm(range(10), desc=name):
             torch.manual_seed(seed)
             flow = dense_flow(2, name, fp.ExactValue())
-            schedule = Schedule(steps=options.epochs, lr=options.lr, schedule=constant)
-            training = Training(flow, nll(partial(log_prob, flow)), lambda _: x, schedule)
-            training.optimizer = torch.optim.SGD(flow.parameters(), options.lr)
+            options = Options(steps=settings.epochs, lr=settings.lr, schedule=constant)
+            training = Training(flow, nll(partial(log_prob, flow)), lambda _: x, options)
+            training.optimizer = torch.optim.SGD(flow.parameters(), settings.lr)
             losses = list(training)
             steps = sorted({min(10**k, len(losses)) for k in range(1, 5)})
             figures = {f"loss of step {step}": Figure(losses[step - 1], "nats") for step in steps}
-            measurements.add("Gradient descent from equal starts", {"gradient": name, "start": seed}, figures)
+            yield "Gradient descent from equal starts", {"gradient": name, "start": seed}, figures
 
 
-def main() -> None:
-    """Measures both."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    measurements = Measurements("dense")
-    learning(options, measurements)
-    cost(options, measurements)
-    measurements.publish(options.record)
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Both."""
+    yield from learning(settings)
+    yield from cost(settings)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

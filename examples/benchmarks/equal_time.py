@@ -11,7 +11,7 @@ rows, for each model its own.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,13 +20,13 @@ import zuko
 
 import flowplug as fp
 import flowplug_zuko
-from benchmarks.measurements import Figure, Measurements, Recorded
-from benchmarks.models import fit, mean_log_likelihood, normflows_residual
-from common.command import among, parse
+from benchmarks.measurements import Figure, Measurement, Recorded, run
+from benchmarks.models import normflows_residual
+from common.command import among
 from common.densities import Density, log_likelihoods, of_transform, of_zuko, size
 from common.tables import EMBEDDED, load
-from common.training import Options as Schedule
-from common.training import rows_of
+from common.training import Options, rows_of
+from common.trial import fit, mean_log_likelihood
 
 
 def same_networks(features: int, blocks: int) -> Density:
@@ -38,19 +38,16 @@ def same_networks(features: int, blocks: int) -> Density:
     return of_transform(fp.ComposedTransform(*parts), features)
 
 
-MODELS: dict[str, tuple[Callable[[int, int], Density], float]] = {  # with the learning rate
-    "flowplug ResidualFlow": (lambda d, blocks: of_zuko(flowplug_zuko.ResidualFlow(d, transforms=blocks)), 5e-3),
-    "normflows Residual": (lambda d, blocks: normflows_residual(d, (128, 128), blocks), 2e-3),
-    "its networks, flowplug": (same_networks, 2e-3),
-    "zuko RealNVP": (
-        lambda d, blocks: of_zuko(zuko.flows.RealNVP(d, transforms=blocks, hidden_features=(128, 128))),
-        1e-3,
-    ),
+MODELS: dict[str, tuple[float, Callable[[int, int], Density]]] = {  # learning rate, and a flow of (features, blocks)
+    "flowplug ResidualFlow": (5e-3, lambda d, n: of_zuko(flowplug_zuko.ResidualFlow(d, transforms=n))),
+    "normflows Residual": (2e-3, lambda d, n: normflows_residual(d, (128, 128), n)),
+    "its networks, flowplug": (2e-3, same_networks),
+    "zuko RealNVP": (1e-3, lambda d, n: of_zuko(zuko.flows.RealNVP(d, transforms=n, hidden_features=(128, 128)))),
 }
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to train, and for how long."""
 
     data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
@@ -66,28 +63,21 @@ class Options(Recorded):
         among(self, "only", MODELS)
 
 
-def main() -> None:
-    """Trains every model."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(1)
-    table, measurements = load(options.data), Measurements("equal_time")
-    val, test = table.val[: options.rows], table.test[: options.rows]
-    for seed in options.seeds:
-        for name in options.only:
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Every model for every seed."""
+    table = load(settings.data)
+    for seed in settings.seeds:
+        for name in settings.only:
             torch.manual_seed(seed)
-            make, lr = MODELS[name]
-            density = make(table.features, options.blocks)
-            schedule = Schedule(
-                seconds=options.seconds,
-                clock=time.process_time,
-                lr=options.lr or lr,
-                weight_decay=options.weight_decay,
-                checks=20,
+            lr, make = MODELS[name]
+            density, decay = make(table.features, settings.blocks), settings.weight_decay
+            options = Options(
+                seconds=settings.seconds, clock=time.process_time, lr=settings.lr or lr, weight_decay=decay, checks=20
             )
-            evaluate = partial(mean_log_likelihood, density, val)
-            training = fit(density, rows_of(table.train), schedule, name, evaluate)
+            evaluate = partial(mean_log_likelihood, density, table.val[: settings.rows])
+            training = fit(density, rows_of(table.train), options, name, evaluate)
             training.restore()
-            values = log_likelihoods(density, test)
+            values = log_likelihoods(density, table.test[: settings.rows])
             error = 2 * float(values.std()) / math.sqrt(len(values))
             figures: dict[str, Figure | float] = {
                 "test log-likelihood": Figure(float(values.mean()), "nats", two_standard_errors=error),
@@ -96,14 +86,13 @@ def main() -> None:
                 "steps": training.step,
                 "parameters": size(density),
             }
-            setting = {"seconds": options.seconds, "model": name, "transforms": options.blocks, "seed": seed}
-            setting |= {"rows": options.rows}
-            if options.weight_decay:
-                setting |= {"lr": schedule.lr, "weight decay": options.weight_decay}
-            kind = "with weight decay" if options.weight_decay else "at equal time"
-            measurements.add(f"Residual flows {kind}", {**setting, "data": table.name}, figures)
-    measurements.publish(options.record)
+            setting = {"seconds": settings.seconds, "model": name, "transforms": settings.blocks, "seed": seed}
+            setting |= {"rows": settings.rows}
+            if decay:
+                setting |= {"lr": options.lr, "weight decay": decay}
+            kind = "with weight decay" if decay else "at equal time"
+            yield f"Residual flows {kind}", {**setting, "data": table.name}, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

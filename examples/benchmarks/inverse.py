@@ -11,6 +11,7 @@
 
 import copy
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,17 +21,15 @@ from tqdm import tqdm
 
 import flowplug as fp
 import flowplug_normflows
-from benchmarks.measurements import Figure, Measurements, Recorded, median, over
+from benchmarks.measurements import Figure, Measurement, Recorded, median, over, run
 from benchmarks.models import Counting, residual_parts, trained_stack
 from common.clock import paired
-from common.command import parse
-from common.tables import EMBEDDED, Table, load
-from common.training import Options as Schedule
-from common.training import Training, constant, rows_of
+from common.tables import EMBEDDED, load
+from common.training import Options, Training, constant, rows_of
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to invert."""
 
     data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
@@ -40,43 +39,40 @@ class Options(Recorded):
     rounds: int = 7
 
 
-def round_trips(options: Options, measurements: Measurements) -> None:
+def round_trips(settings: Settings) -> Iterator[Measurement]:
     """The largest error of ``inverse(forward(x)) - x`` for each bound, dtype and spread."""
     for bound in (0.97, 0.99):
         for dtype in (torch.float32, torch.float64):
             torch.manual_seed(0)
-            networks = [fp.LipschitzMLP(options.features, (32,), bound=bound) for _ in range(8)]
+            networks = [fp.LipschitzMLP(settings.features, (32,), bound=bound) for _ in range(8)]
             flow = fp.ComposedTransform(*map(fp.ResidualTransform, networks)).to(dtype)
             for spread in (1, 10):
-                x, worst = spread * torch.randn(options.points, options.features, dtype=dtype), 0.0
+                x, worst = spread * torch.randn(settings.points, settings.features, dtype=dtype), 0.0
                 with torch.no_grad(), fp.no_logdet():
                     for part in tqdm(torch.split(x, 50_000), desc=f"bound {bound}, {dtype}", leave=False):
                         worst = max(worst, float((flow.inverse(flow(part)[0])[0] - part).abs().max()))
-                setting: dict[str, object] = {"points": options.points, "D": options.features, "bound": bound}
-                setting |= {"dtype": str(dtype).removeprefix("torch."), "standard deviation": spread}
-                measurements.add("Round trips", setting, {"largest error": worst})
+                setting = {"points": settings.points, "D": settings.features, "bound": bound, "dtype": str(dtype)}
+                yield "Round trips", {**setting, "standard deviation": spread}, {"largest error": worst}
 
 
-def evaluations(options: Options, measurements: Measurements) -> None:
+def evaluations(settings: Settings) -> Iterator[Measurement]:
     """Evaluations per sample on each trained block."""
-    table = load(options.data, dtype=torch.float64)
-    flow = trained_stack(table.train, 6, options.steps)
+    table = load(settings.data, dtype=torch.float64)
+    flow = trained_stack(table.train, 6, settings.steps)
     for number, (part, x) in enumerate(residual_parts(flow, table.train[:1000]), 1):
         for solver in (fp.FixedPoint(tol=1e-6), fp.Anderson(tol=1e-6)):
             counting = Counting(part.g)
             with torch.no_grad(), fp.no_logdet():
                 back = fp.ResidualTransform(counting, solver=solver).eval().inverse(part(x)[0])[0]
-            figures = {
-                "evaluations a sample": counting.samples / len(x),
-                "largest error": float((back - x).abs().max()),
-            }
+            error = float((back - x).abs().max())
             setting = {"data": table.name, "block": number, "solver": type(solver).__name__}
-            measurements.add("Evaluations of g to an error of 1e-6", setting, figures)
+            figures = {"evaluations a sample": counting.samples / len(x), "largest error": error}
+            yield "Evaluations of g to an error of 1e-6", setting, figures
 
 
-def against_normflows(options: Options, measurements: Measurements, table: Table) -> None:
+def against_normflows(settings: Settings) -> Iterator[Measurement]:
     """Time and error of sampling the same flow in both libraries."""
-    torch.manual_seed(0)
+    table = load(settings.data)
     widths = [table.features, 128, 128, table.features]
     networks = [nf.nets.LipschitzMLP(widths, init_zeros=False, lipschitz_const=0.9) for _ in range(8)]
     base = nf.distributions.DiagGaussian(table.features, trainable=False)
@@ -85,20 +81,15 @@ def against_normflows(options: Options, measurements: Measurements, table: Table
         parts = [fp.ResidualTransform(net, solver=fp.Anderson(tol=tol)) for net in networks]
         flows = [flowplug_normflows.NormflowsFlow(part) for part in parts]
         samplers[f"flowplug, tol {tol}"] = nf.NormalizingFlow(base, flows)
-    last = samplers["flowplug, tol None"]
-    Training(
-        last,
-        last.forward_kld,
-        rows_of(table.train),
-        Schedule(steps=max(options.steps // 3, 1), lr=2e-3, schedule=constant),
-        after_step=partial(nf.utils.update_lipschitz, last, 5),
-    ).run()
+    last, options = samplers["flowplug, tol None"], Options(steps=settings.steps // 3, lr=2e-3, schedule=constant)
+    update = partial(nf.utils.update_lipschitz, last, 5)
+    Training(last, last.forward_kld, rows_of(table.train), options, after_step=update).run()
     z = base.sample(1000)
     # Sampling does not need the log-det; normflows' transforms compute it anyway.
     with torch.no_grad(), fp.no_logdet():
         exact = copy.deepcopy(last).double().eval()(z.double())
         calls = {name: partial(model.eval(), z) for name, model in samplers.items()}
-        times = paired(calls, options.rounds, warm=1, clock=time.perf_counter)
+        times = paired(calls, settings.rounds, warm=1, clock=time.perf_counter)
         for name, call in calls.items():
             figures: dict[str, Figure | float] = {
                 "time": median([1e3 * time for time in times[name]], "ms"),
@@ -106,20 +97,14 @@ def against_normflows(options: Options, measurements: Measurements, table: Table
                 "largest error": float((call() - exact).abs().max()),
             }
             setting = {"data": table.name, "samples": len(z), "sampler": name}
-            measurements.add("Samples of one flow in both libraries", setting, figures)
+            yield "Samples of one flow in both libraries", setting, figures
 
 
-def main() -> None:
-    """Runs the three parts."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    measurements = Measurements("inverse")
-    round_trips(options, measurements)
-    evaluations(options, measurements)
-    against_normflows(options, measurements, load(options.data))
-    measurements.publish(options.record)
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """The three parts."""
+    for part in (round_trips, evaluations, against_normflows):
+        yield from part(settings)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

@@ -5,7 +5,8 @@ The layers are trained first: dense ones in a flow on UCI Breast Cancer, the oth
     python examples/benchmarks/lipschitz.py
 """
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,19 +16,17 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import flowplug as fp
-from benchmarks.measurements import Figure, Measurements, Recorded
+from benchmarks.measurements import Figure, Measurement, Recorded, run
 from benchmarks.models import likelihood_loss
 from common.clock import paired
-from common.command import parse
 from common.tables import load
-from common.training import Options as Schedule
-from common.training import Training, constant, rows_of
+from common.training import Options, Training, constant, rows_of
 
 NORMS = (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm(), fp.PathNorm())
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to measure."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)  # of dense layers
@@ -43,26 +42,26 @@ def in_a_flow(width: int, steps: int) -> Tensor:
     table = load()
     g = fp.LipschitzMLP(table.features, (width, width), norm=fp.Gram())
     block = [fp.ResidualTransform(g, logdet=fp.Krylov())]
-    schedule = Schedule(steps=steps, lr=3e-3, batch=128, schedule=constant)
-    Training(g, partial(likelihood_loss, block), rows_of(table.train), schedule).run()
+    options = Options(steps=steps, lr=3e-3, batch=128, schedule=constant)
+    Training(g, partial(likelihood_loss, block), rows_of(table.train), options).run()
     return g.bounded_weights()[1].detach().double()
 
 
-def attacked(layer: fp.LipschitzLinear | fp.LipschitzConv2d, x: Tensor, steps: int, lr: float) -> list[Tensor]:
-    """Trains a layer to enlarge its Jacobian between two tanh; the weights in use after every step."""
+def attacked(
+    layer: fp.LipschitzLinear | fp.LipschitzConv2d, rows: int, *shape: int, steps: int, lr: float = 0.01
+) -> list[Tensor]:
+    """Trains a layer to enlarge its Jacobian between two tanh, by rows of this shape; the weights after every step."""
     weights: list[Tensor] = []
 
     def loss(x: Tensor) -> Tensor:
         moved = x + 0.01 * torch.randn_like(x)
         return -(torch.tanh(layer(x)) - torch.tanh(layer(moved))).square().sum()
 
-    Training(
-        layer,
-        loss,
-        lambda rows: torch.randn(rows, *x.shape[1:]),
-        Schedule(steps=steps, lr=lr, batch=len(x), schedule=constant),
-        after_step=lambda: weights.append(layer.bounded_weight().detach()),
-    ).run()
+    def keep() -> None:
+        weights.append(layer.bounded_weight().detach())
+
+    options = Options(steps=steps, lr=lr, batch=rows, schedule=constant)
+    Training(layer, loss, lambda count: torch.randn(count, *shape), options, after_step=keep).run()
     return weights
 
 
@@ -77,121 +76,102 @@ def operator_norm(weight: Tensor, side: int, steps: int = 500) -> float:
     return float(y.norm())
 
 
-def shares(call: Callable[[], object], whole: Callable[[], object], rounds: int) -> float:
+def share(call: Callable[[], object], whole: Callable[[], object], rounds: int) -> float:
     """CPU time of a call by that of another, the least of several rounds."""
     times = paired({"call": call, "whole": whole}, rounds, warm=0)
     return min(times["call"]) / min(times["whole"])
 
 
-def weight_and_gradient(layer: fp.LipschitzConv2d) -> None:
-    """Computes the bounded weight, and the gradient through it."""
-    layer.bounded_weight().sum().backward()  # type: ignore[no-untyped-call]
+def differentiate(make: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Forward and backward."""
+    torch.autograd.backward(make(*inputs).sum())
 
 
-def pass_of(layer: nn.Module, x: Tensor) -> None:
-    """Forward and backward of a layer."""
-    layer(x).sum().backward()
-
-
-def weights_and_gradients(g: fp.LipschitzMLP | fp.LipschitzCNN) -> Callable[[], object]:
-    """Computes the bounded weights of a network, and the gradients through them."""
+def share_of_step(g: fp.LipschitzMLP | fp.LipschitzCNN, x: Tensor, rounds: int) -> Figure:
+    """The bounded weights of a network with the gradients through them, in a training step of its residual block."""
     leaves = [leaf for name, leaf in g.layers.named_parameters() if name.endswith("weight")]
     seeds = [torch.randn_like(leaf) for leaf in leaves]
-    return lambda: torch.autograd.grad(g.bounded_weights(), leaves, seeds)
-
-
-def training_step(g: nn.Module, x: Tensor) -> Callable[[], object]:
-    """Forward and backward of maximum likelihood."""
     block = [fp.ResidualTransform(g, logdet=fp.Krylov())]
-    return lambda: likelihood_loss(block, x).backward()  # type: ignore[no-untyped-call]
+    part = share(
+        lambda: torch.autograd.grad(g.bounded_weights(), leaves, seeds),
+        lambda: torch.autograd.backward(likelihood_loss(block, x)),
+        rounds,
+    )
+    return Figure(100 * part, "%")
 
 
-def dense(options: Options, measurements: Measurements) -> None:
+def dense(settings: Settings) -> Iterator[Measurement]:
     """Square layers: the certificate over the norm; and the share of a training step of a block 43 x width x width."""
-    for width in tqdm(options.widths, desc="dense"):
-        weight = in_a_flow(width, options.steps)
-        by_norm = float(fp.Gram().measure(weight) / torch.linalg.matrix_norm(weight, 2))
-        setting = {"norm": "Gram", "width": width}
-        measurements.add("Certificates of dense layers", setting, {"certificate / norm": Figure(by_norm, "ratio")})
+    for width in tqdm(settings.widths, desc="dense"):
+        weight = in_a_flow(width, settings.steps)
+        by_norm = Figure(float(fp.Gram().measure(weight) / torch.linalg.matrix_norm(weight, 2)), "ratio")
+        yield "Certificates of dense layers", {"norm": "Gram", "width": width}, {"certificate / norm": by_norm}
         x = torch.randn(512, 43)
         for norm in NORMS:
-            g = fp.LipschitzMLP(43, (width, width), norm=norm)
-            share = shares(weights_and_gradients(g), training_step(g, x), options.rounds)
+            figure = share_of_step(fp.LipschitzMLP(43, (width, width), norm=norm), x, settings.rounds)
             setting = {"D": 43, "rows": len(x), "norm": type(norm).__name__, "width": width}
-            figures = {"share of a training step": Figure(100 * share, "%")}
-            measurements.add("Cost of bounded dense layers", setting, figures)
+            yield "Cost of bounded dense layers", setting, {"share of a training step": figure}
 
 
-def convolutions(options: Options, measurements: Measurements) -> None:
+def convolutions(settings: Settings) -> Iterator[Measurement]:
     """3 x 3 layers: the certificate over the norm on images of one size, and the time over that of the layer."""
-    for width in tqdm(options.channels, desc="convolutions"):
-        shape = (width, options.side, options.side)
-        weight = attacked(fp.LipschitzConv2d(width, width, 3), torch.empty(16, *shape), options.steps // 10, 0.01)[-1]
-        by_norm = float(fp.Gram().measure(weight.double())) / operator_norm(weight, options.side)
-        setting = {"norm": "Gram", "kernel": 3, "side": options.side, "channels": width}
-        measurements.add("Certificates of convolutions", setting, {"certificate / norm": Figure(by_norm, "ratio")})
+    for width in tqdm(settings.channels, desc="convolutions"):
+        shape, setting = (width, settings.side, settings.side), {"kernel": 3, "side": settings.side, "channels": width}
+        weight = attacked(fp.LipschitzConv2d(width, width, 3), 16, *shape, steps=settings.steps // 10)[-1].double()
+        by_norm = Figure(float(fp.Gram().measure(weight)) / operator_norm(weight, settings.side), "ratio")
+        yield "Certificates of convolutions", {"norm": "Gram", **setting}, {"certificate / norm": by_norm}
         x, plain = torch.randn(64, *shape, requires_grad=True), nn.Conv2d(width, width, 3, padding=1)
         for norm in (fp.Gram(), fp.PowerIteration()):
             layer = fp.LipschitzConv2d(width, width, 3, norm=norm)
-            ratio = shares(partial(weight_and_gradient, layer), partial(pass_of, plain, x), options.rounds)
+            ratio = share(
+                partial(differentiate, layer.bounded_weight), partial(differentiate, plain, x), settings.rounds
+            )
             figures = {"bounded weight / convolution": Figure(ratio, "ratio of times")}
-            setting = {**setting, "norm": type(norm).__name__, "images": len(x)}
-            measurements.add("Cost of bounded convolutions", setting, figures)
+            yield "Cost of bounded convolutions", {"norm": type(norm).__name__, **setting, "images": len(x)}, figures
 
 
-def networks(options: Options, measurements: Measurements) -> None:
+def networks(settings: Settings) -> Iterator[Measurement]:
     """The share of bounded weights in the training step of a residual block on images, 3 x 3, 1 x 1, 3 x 3."""
     for channels in tqdm((3, 12), desc="networks"):
-        g, x = fp.LipschitzCNN(channels, (64, 64)), torch.randn(16, channels, options.side, options.side)
-        share = shares(weights_and_gradients(g), training_step(g, x), options.rounds)
-        setting = {"norm": "Gram", "hidden": (64, 64), "side": options.side, "images": len(x), "channels": channels}
-        figures = {"share of a training step": Figure(100 * share, "%")}
-        measurements.add("Cost of a bounded convolutional network", setting, figures)
+        x = torch.randn(16, channels, settings.side, settings.side)
+        figure = share_of_step(fp.LipschitzCNN(channels, (64, 64)), x, settings.rounds)
+        setting = {"norm": "Gram", "hidden": (64, 64), "side": settings.side, "images": len(x), "channels": channels}
+        yield "Cost of a bounded convolutional network", setting, {"share of a training step": figure}
 
 
-def power_iteration(options: Options, measurements: Measurements, width: int = 128, lr: float = 0.05) -> None:
+def power_iteration(settings: Settings, width: int = 128, lr: float = 0.05) -> Iterator[Measurement]:
     """The largest norm of a layer over an adversarial training, by tolerance."""
     for tol in tqdm((2e-2, 5e-3, 1e-3), desc="power iteration"):
         layer = fp.LipschitzLinear(width, width, norm=fp.PowerIteration(tol=tol))
-        weights = attacked(layer, torch.empty(256, width), options.steps, lr)
-        worst = max(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights) / layer.bound - 1
-        setting = {"width": width, "steps": options.steps, "lr": lr, "tol": tol}
-        measurements.add(
-            "Power iteration under attack", setting, {"largest norm / bound - 1": Figure(100 * worst, "%")}
-        )
+        weights = torch.stack(attacked(layer, 256, width, steps=settings.steps, lr=lr))
+        excess = Figure(100 * (float(torch.linalg.matrix_norm(weights, 2).max()) / layer.bound - 1), "%")
+        setting = {"width": width, "steps": settings.steps, "lr": lr, "tol": tol}
+        yield "Power iteration under attack", setting, {"largest norm / bound - 1": excess}
 
 
-def orders(options: Options, measurements: Measurements, width: int = 64) -> None:
+def orders(settings: Settings, width: int = 64) -> Iterator[Measurement]:
     """Norms from p to q: the certificate over the value of the power method, orders from (1.5, 2.5)."""
-    for descending in (False, True):
-        for trained in (False, True):
-            ratios = []
-            for _ in tqdm(range(options.orders), desc="norms from p to q"):
-                p, q = sorted((1.5 + torch.rand(2)).tolist(), reverse=descending)
-                norm, weight = fp.InducedNorm(p, q), torch.randn(width, width)
-                if trained:
-                    layer = fp.LipschitzLinear(width, width, norm=norm)
-                    weight = attacked(layer, torch.empty(256, width), options.steps, 0.01)[-1]
-                ratios.append(float(norm.measure(weight) / norm.estimate(weight)))
-            ratio = torch.tensor(ratios)
-            kind = f"{'p > q' if descending else 'p <= q'}, {'trained' if trained else 'Gaussian'}"
-            figures = {
-                "certificate / estimate, median": Figure(float(ratio.median()), "ratio"),
-                "certificate / estimate, largest": Figure(float(ratio.max()), "ratio"),
-            }
-            measurements.add("Norms from p to q", {"width": width, "matrix": kind}, figures)
+    for kind in ("p <= q, Gaussian", "p <= q, trained", "p > q, Gaussian", "p > q, trained"):
+        ratios = []
+        for _ in tqdm(range(settings.orders), desc=kind):
+            p, q = sorted((1.5 + torch.rand(2)).tolist(), reverse="p > q" in kind)
+            norm, weight = fp.InducedNorm(p, q), torch.randn(width, width)
+            if "trained" in kind:
+                layer = fp.LipschitzLinear(width, width, norm=norm)
+                weight = attacked(layer, 256, width, steps=settings.steps)[-1]
+            ratios.append(float(norm.measure(weight) / norm.estimate(weight)))
+        figures = {
+            "certificate / estimate, median": Figure(statistics.median(ratios), "ratio"),
+            "certificate / estimate, largest": Figure(max(ratios), "ratio"),
+        }
+        yield "Norms from p to q", {"width": width, "matrix": kind}, figures
 
 
-def main() -> None:
-    """Measures everything."""
-    options = parse(Options, description=__doc__)
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    measurements = Measurements("lipschitz")
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Everything."""
     for part in (dense, convolutions, networks, power_iteration, orders):
-        part(options, measurements)
-    measurements.publish(options.record)
+        yield from part(settings)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

@@ -8,20 +8,22 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from common.clock import ratio
+from common.command import parse
 from common.provenance import device_name, provenance
 from common.report import append_line, markdown
 
 DIGITS = 4
 Line = dict[str, Any]
+T = TypeVar("T", bound="Recorded")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Figure:
         return {name: rounded(value) for name, value in vars(self).items() if value is not None}
 
 
+Measurement = tuple[str, Mapping[str, object], Mapping[str, Figure | float]]  # a table, a setting, figures by name
+
+
 def median(values: Sequence[float], unit: str) -> Figure:
     """The median of at least two values, with quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
@@ -52,9 +57,10 @@ def over(times: Sequence[float], others: Sequence[float], *, total: bool = False
     return Figure(by.total if total else by.median, "ratio of times", quartiles=(by.low, by.high))
 
 
-def hardware(device: str | torch.device) -> str:
-    """The kind of device a time depends on."""
-    return "cpu" if torch.device(device).type == "cpu" else device_name(torch.device(device))
+def hardware() -> str:
+    """The kind of device that times depend on: torch's default."""
+    device = torch.get_default_device()
+    return "cpu" if device.type == "cpu" else device_name(device)
 
 
 @dataclass(frozen=True)
@@ -62,29 +68,28 @@ class Recorded:
     """What every benchmark can be told."""
 
     record: Path | None = None  # file to which a line of JSON is added for every measurement
+    threads: int = 1
 
 
-@dataclass
-class Measurements:
-    """Those of one run of a benchmark."""
+def run(measure: Callable[[T], Iterable[Measurement]], kind: type[T], description: str | None) -> None:
+    """Measures as the command line says, prints the tables, and records the lines with their provenance."""
+    options = parse(kind, description=description)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    lines = [line(*measurement) for measurement in measure(options)]
+    for name in dict.fromkeys(line["table"] for line in lines):
+        print(f"\n{name}\n\n{table([line for line in lines if line['table'] == name])}")
+    if options.record is not None:
+        source = {"command": command(sys.argv), **provenance(torch.get_default_device())}
+        for each in lines:
+            append_line(options.record, {"benchmark": Path(sys.argv[0]).stem, **each, **source})
+        print(f"\nadded {len(lines)} lines to {options.record}")
 
-    benchmark: str
-    lines: list[Line] = field(default_factory=list)
 
-    def add(self, table: str, setting: Mapping[str, object], figures: Mapping[str, Figure | float]) -> None:
-        """Adds a measurement: settings and figures by name; a bare number has no unit."""
-        known = {name: (f if isinstance(f, Figure) else Figure(f)).json() for name, f in figures.items()}
-        self.lines.append({"benchmark": self.benchmark, "table": table, "setting": dict(setting), "figures": known})
-
-    def publish(self, path: Path | None, device: str | torch.device = "cpu") -> None:
-        """Prints the tables, and appends the lines to the file ``path``, with their provenance."""
-        for name in dict.fromkeys(line["table"] for line in self.lines):
-            print(f"\n{name}\n\n{table([line for line in self.lines if line['table'] == name])}")
-        if path is not None:
-            source = {"command": command(sys.argv), **provenance(device)}
-            for line in self.lines:
-                append_line(path, line | source)
-            print(f"\nadded {len(self.lines)} lines to {path}")
+def line(name: str, setting: Mapping[str, object], figures: Mapping[str, Figure | float]) -> Line:
+    """A measurement as JSON has it; a bare number has no unit."""
+    known = {key: (value if isinstance(value, Figure) else Figure(value)).json() for key, value in figures.items()}
+    return {"table": name, "setting": dict(setting), "figures": known}
 
 
 def rounded(value: Any) -> Any:  # noqa: ANN401 -- numbers, pairs of them, and units

@@ -1,13 +1,13 @@
 """Measures the peak memory of log-det training, one process per setting.
 
-By how much the peak resident memory of one forward and backward pass exceeds that of the bare process, and the ratio to
+By how much the peak resident memory of one forward and backward pass exceeds that of the bare process, and the share of
 differentiating the series (`Autograd`) with as many terms.
 
     python examples/benchmarks/memory.py
     python examples/benchmarks/memory.py --batch 512 --blocks 8
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +15,8 @@ import torch
 from tqdm import tqdm
 
 import flowplug as fp
-from benchmarks.measurements import Figure, Measurements, Recorded
+from benchmarks.measurements import Figure, Measurement, Recorded, run
 from benchmarks.models import likelihood_loss
-from common.command import parse
 from common.memory import peak_alone
 
 GRADIENTS: dict[str, Callable[[fp.Truncated], fp.LogDet]] = {
@@ -30,7 +29,7 @@ GRADIENTS: dict[str, Callable[[fp.Truncated], fp.LogDet]] = {
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to train."""
 
     features: int = 43
@@ -40,31 +39,25 @@ class Options(Recorded):
     terms: tuple[int, ...] = (2, 10, 40)
 
 
-def step(options: Options, name: str, terms: int, rows: int) -> None:
+def step(settings: Settings, name: str, terms: int, rows: int) -> None:
     """Forward and backward of one batch."""
-    networks = [fp.LipschitzMLP(options.features, options.hidden) for _ in range(options.blocks)]
-    logdet = GRADIENTS[name](fp.Truncated(terms))
-    transforms = [fp.ResidualTransform(g, logdet=logdet) for g in networks]
-    likelihood_loss(transforms, torch.randn(rows, options.features)).backward()  # type: ignore[no-untyped-call]
+    networks = [fp.LipschitzMLP(settings.features, settings.hidden) for _ in range(settings.blocks)]
+    transforms = [fp.ResidualTransform(g, logdet=GRADIENTS[name](fp.Truncated(terms))) for g in networks]
+    torch.autograd.backward(likelihood_loss(transforms, torch.randn(rows, settings.features)))
 
 
-def main() -> None:
-    """Measures every gradient for every number of terms."""
-    options = parse(Options, description=__doc__)
-    measurements, reference = Measurements("memory"), dict[int, float]()
-    setting = {"blocks": options.blocks, "D": options.features, "hidden": options.hidden, "rows": options.batch}
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Every gradient for every number of terms."""
+    reference = dict[int, float]()
+    common = {"blocks": settings.blocks, "D": settings.features, "hidden": settings.hidden, "rows": settings.batch}
     for name in tqdm(GRADIENTS):
-        for terms in options.terms:
-            mebibytes = peak_alone(
-                partial(step, options, name, terms, 2), partial(step, options, name, terms, options.batch)
-            )
-            figures = {
-                "peak": Figure(mebibytes, "MiB"),
-                "share of Autograd": Figure(100 * mebibytes / reference.setdefault(terms, mebibytes), "%"),
-            }
-            measurements.add("Memory of a training step", setting | {"gradient": name, "terms": terms}, figures)
-    measurements.publish(options.record)
+        for terms in settings.terms:
+            work = partial(step, settings, name, terms)
+            peak = peak_alone(partial(work, 2), partial(work, settings.batch))
+            share = 100 * peak / reference.setdefault(terms, peak)
+            figures = {"peak": Figure(peak, "MiB"), "share of Autograd": Figure(share, "%")}
+            yield "Memory of a training step", {**common, "gradient": name, "terms": terms}, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 import flowplug as fp
-from common.densities import Density, log_likelihoods, normflows_density, of_transform
+from common.densities import Density, normflows_density, of_transform
 from common.layers import residual_block
-from common.training import Options, Training, nll, rows_of, watched
+from common.training import Options, rows_of
+from common.trial import fit
 from flowplug._branch import Branch
 
 
@@ -29,25 +30,6 @@ class Counting(nn.Module):
 @fp.lipschitz_bound.register
 def _(module: Counting) -> fp.LipschitzBound:
     return fp.lipschitz_bound(module.g)
-
-
-def fit(
-    density: Density,
-    sample: Callable[[int], Tensor],
-    options: Options,
-    name: str = "training",
-    evaluate: Callable[[], float] | None = None,
-) -> Training:
-    """Maximum likelihood to the end, under a progress bar."""
-    training = Training(density, nll(density), sample, options, after_step=density.after_step, evaluate=evaluate)
-    for _ in watched(training, name):
-        pass
-    return training
-
-
-def mean_log_likelihood(density: Density, x: Tensor) -> float:
-    """In nats, in eval mode."""
-    return float(log_likelihoods(density, x).mean())
 
 
 def trained_stack(rows: Tensor, transforms: int, steps: int) -> fp.ResidualStack:
@@ -85,10 +67,3 @@ def likelihood_loss(transforms: Sequence[Callable[..., tuple[Tensor, Tensor]]], 
         x, ladj = transform(x)
         total = total + ladj
     return (x.square().flatten(1).sum(1) / 2 - total).mean()
-
-
-def bare_loss(networks: list[fp.LipschitzMLP], x: Tensor) -> Tensor:
-    """The same without any log-det: the floor of what a step can cost."""
-    for network in networks:
-        x = x + network(x)
-    return x.square().sum(1).mean() / 2

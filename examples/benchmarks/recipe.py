@@ -9,7 +9,7 @@ bound that a trained block uses: the mean norm of the Jacobian of g over the row
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import flowplug as fp
-from benchmarks.measurements import Figure, Measurements, Recorded
-from benchmarks.models import fit, jacobians, mean_log_likelihood, residual_parts
-from common.command import among, parse
+from benchmarks.measurements import Figure, Measurement, Recorded, run
+from benchmarks.models import jacobians, residual_parts
+from common.command import among
 from common.densities import of_transform, size
 from common.tables import EMBEDDED, load
-from common.training import Options as Schedule
-from common.training import rows_of
+from common.training import Options, rows_of
+from common.trial import fit, mean_log_likelihood
 from flowplug.lipschitz._activations import Activation
 
 MLP = fp.LipschitzMLP
@@ -73,28 +73,19 @@ class Sandwich(fp.LipschitzMLP):
     Reference: Wang, Manchester, "Direct Parameterization of Lipschitz-Bounded Deep Networks", ICML 2023, eq. (8).
     """
 
-    inner_square: Tensor
-    inner_rest: Tensor
-    outer_square: Tensor
-    outer_rest: Tensor
-
     def __init__(self, features: int, hidden: int = 128, *, activation: Callable[[], nn.Module]) -> None:
         super().__init__(features, (hidden,), activation=activation)
         for layer in self.layers:
             del layer.weight
-        for name, columns in (("inner", features), ("outer", 0)):
-            width = hidden if name == "inner" else features
-            square, rest = torch.randn(width, width), torch.randn(columns or hidden - features, width)
-            self.register_parameter(f"{name}_square", nn.Parameter(square / hidden**0.5))
-            self.register_parameter(f"{name}_rest", nn.Parameter(rest / hidden**0.5))
+        shapes = (hidden, hidden), (features, hidden), (features, features), (hidden - features, features)
+        self.free = nn.ParameterList(torch.randn(shape) / hidden**0.5 for shape in shapes)
         self.log_scale = nn.Parameter(torch.zeros(hidden))
 
     def bounded_weights(self) -> list[Tensor]:
         """The two products around the activation."""
         if not hasattr(self, "log_scale"):  # the base class certifies what it built
             return super().bounded_weights()
-        a, b = orthonormal(self.inner_square, self.inner_rest)
-        last = torch.cat(orthonormal(self.outer_square, self.outer_rest)).T
+        (a, b), last = orthonormal(*self.free[:2]), torch.cat(orthonormal(*self.free[2:])).T
         root = (2 * self.bound) ** 0.5
         return [root * b.T / self.log_scale.exp()[:, None], root * last @ a * self.log_scale.exp()]
 
@@ -139,7 +130,7 @@ NAMES = (*RECIPES, *BEFORE)
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to train, and for how long."""
 
     data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
@@ -172,30 +163,26 @@ def use_of_bound(flow: fp.ComposedTransform, x: Tensor) -> Figure:
     return Figure(sum(shares) / len(shares), least=min(shares), most=max(shares))
 
 
-def main() -> None:
-    """Trains every recipe."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(1)
-    table, measurements = load(options.data), Measurements("recipe")
-    val = table.val[: options.rows]
-    schedule = Schedule(seconds=options.seconds, clock=time.process_time)
-    for name in options.only:
-        for seed in options.seeds:
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Every recipe for every seed."""
+    table, options = load(settings.data), Options(seconds=settings.seconds, clock=time.process_time)
+    val = table.val[: settings.rows]
+    for name in settings.only:
+        for seed in settings.seeds:
             torch.manual_seed(seed)
-            flow = flow_of(name, table.features, options.blocks)
+            flow = flow_of(name, table.features, settings.blocks)
             density = of_transform(flow, table.features)
             density.start(rows_of(table.train)(1000))
-            training = fit(density, rows_of(table.train), schedule, name)
+            training = fit(density, rows_of(table.train), options, name)
             figures: dict[str, Figure | float] = {
                 "validation log-likelihood": Figure(mean_log_likelihood(density, val), "nats"),
                 "use of the bound": use_of_bound(flow, val[:100]),
                 "steps": training.step,
                 "parameters": size(flow),
             }
-            setting = {"seconds": options.seconds, "seeds": [seed], "recipe": name, "data": table.name}
-            measurements.add("Recipes for residual flows", setting, figures)
-    measurements.publish(options.record)
+            setting = {"seconds": settings.seconds, "seeds": [seed], "recipe": name, "data": table.name}
+            yield "Recipes for residual flows", setting, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

@@ -9,7 +9,7 @@ round by round. The ratios are of total times, as lengths of series vary, with t
     python examples/benchmarks/speed.py --hidden 128 --blocks 8 --batch 256
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import flowplug as fp
-from benchmarks.measurements import Measurements, Recorded, hardware, median, over
-from benchmarks.models import bare_loss, likelihood_loss
+from benchmarks.measurements import Measurement, Recorded, hardware, median, over, run
+from benchmarks.models import likelihood_loss
 from common.clock import paired, seconds
-from common.command import among, parse
+from common.command import among
 from common.densities import normflows_density
 from common.layers import residual_block
 
@@ -34,7 +34,7 @@ ESTIMATORS: dict[str, fp.LogDet | None] = {
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to time, and how."""
 
     features: int = 43
@@ -42,7 +42,6 @@ class Options(Recorded):
     blocks: int = 8
     batch: int = 512
     rounds: int = 15
-    threads: int = 1
     compile: bool = False  # also time transforms under torch.compile
     only: tuple[str, ...] = tuple(ESTIMATORS)  # log-dets to time
     device: str = "cpu"
@@ -51,54 +50,52 @@ class Options(Recorded):
         among(self, "only", ESTIMATORS)
 
 
-def main() -> None:
-    """Times every estimator."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(options.threads)
-    torch.set_default_device(options.device)
-    torch.manual_seed(0)
-    x = torch.randn(options.batch, options.features)
-    networks = [fp.LipschitzMLP(options.features, options.hidden) for _ in range(options.blocks)]
-    widths = [options.features, *options.hidden, options.features]
-    others = [layer for _ in networks for layer in residual_block(widths)[1:]]
-    normflows = normflows_density(options.features, others).to(options.device)
+def bare(g: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The floor: no log-det."""
+    return x + g(x), x.new_zeros(len(x))
 
-    def of_normflows() -> Tensor:
+
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Every estimator."""
+    torch.set_default_device(settings.device)
+    x = torch.randn(settings.batch, settings.features)
+    networks = [fp.LipschitzMLP(settings.features, settings.hidden) for _ in range(settings.blocks)]
+    widths = [settings.features, *settings.hidden, settings.features]
+    layers = [layer for _ in networks for layer in residual_block(widths)[1:]]
+    normflows = normflows_density(settings.features, layers).to(settings.device)
+
+    def theirs() -> Tensor:
         normflows.after_step()
         loss: Tensor = -normflows(x).mean()
         return loss
 
-    bare, theirs = ("none", "no"), ("normflows", "no")
-    losses: dict[tuple[str, str], Callable[[], Tensor]] = {bare: partial(bare_loss, networks, x), theirs: of_normflows}
-    for name in options.only:
-        transforms = [fp.ResidualTransform(network, logdet=ESTIMATORS[name]) for network in networks]
+    losses: dict[tuple[str, str], Callable[[], Tensor]] = {  # of a log-det, compiled or not
+        ("none", "no"): partial(likelihood_loss, [partial(bare, g) for g in networks], x),
+        ("normflows", "no"): theirs,
+    }
+    for name in settings.only:
+        transforms = [fp.ResidualTransform(g, logdet=ESTIMATORS[name]) for g in networks]
         losses[name, "no"] = partial(likelihood_loss, transforms, x)
-        if options.compile and isinstance(ESTIMATORS[name], fp.Krylov | None):
+        if settings.compile and isinstance(ESTIMATORS[name], fp.Krylov | None):
             losses[name, "yes"] = partial(likelihood_loss, [torch.compile(part) for part in transforms], x)
-
-    parameters = list(nn.ModuleList([*networks, normflows]).parameters())
-
-    def forget() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-
-    steps = {str(key): lambda loss=loss: loss().backward() for key, loss in losses.items()}
-    warm = 15 if options.compile else 2
-    times = paired(steps, options.rounds, warm=warm, clock=partial(seconds, options.device), before=forget)
-
-    measurements = Measurements("speed")
-    setting = {"device": hardware(options.device), "D": options.features, "rows": options.batch}
-    for name, compiled in losses:
-        own = times[str((name, compiled))]
+    steps = {str(key): lambda loss=loss: torch.autograd.backward(loss()) for key, loss in losses.items()}
+    times = paired(
+        steps,
+        settings.rounds,
+        warm=15 if settings.compile else 2,
+        clock=partial(seconds, settings.device),
+        before=nn.ModuleList([*networks, normflows]).zero_grad,
+    )
+    for key in losses:
+        own = times[str(key)]
         figures = {
-            "over bare networks": over(own, times[str(bare)], total=True),
-            "over normflows": over(own, times[str(theirs)], total=True),
+            "over bare networks": over(own, times[str(("none", "no"))], total=True),
+            "over normflows": over(own, times[str(("normflows", "no"))], total=True),
             "step": median([1e3 * time for time in own], "ms"),
         }
-        kind = {"hidden": options.hidden, "log-det": name, "compiled": compiled}
-        measurements.add("Cost of a training step", setting | kind, figures)
-    measurements.publish(options.record, options.device)
+        setting = {"device": hardware(), "D": settings.features, "rows": len(x), "hidden": settings.hidden}
+        yield "Cost of a training step", {**setting, "log-det": key[0], "compiled": key[1]}, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

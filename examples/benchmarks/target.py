@@ -9,22 +9,22 @@ it, training steps alone, evaluations excluded.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 import flowplug as fp
-from benchmarks.measurements import Figure, Measurements, Recorded
-from benchmarks.models import mean_log_likelihood, normflows_residual
-from common.command import parse
+from benchmarks.measurements import Figure, Measurement, Recorded, run
+from benchmarks.models import normflows_residual
 from common.densities import Density, of_transform
-from common.tables import EMBEDDED, load
-from common.training import Options as Schedule
-from common.training import Training, constant, nll, rows_of, watched
+from common.tables import EMBEDDED, Table, load
+from common.training import Options, Training, constant, nll, rows_of, watched
+from common.trial import mean_log_likelihood
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to train."""
 
     data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
@@ -35,47 +35,40 @@ class Options(Recorded):
     every: int = 25  # steps between two validations
 
 
-def main() -> None:
-    """Measures both times."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(1)
-    table = load(options.data)
-    val = table.val[: options.rows]
+def curve(
+    name: str, density: Density, table: Table, settings: Settings, options: Options, target: float = float("inf")
+) -> Iterator[tuple[float, float]]:
+    """Validation log-likelihoods and CPU seconds until then, to the end of the time or the target."""
+    training = Training(density, nll(density), rows_of(table.train), options, after_step=density.after_step)
+    for _ in watched(training, name):
+        over = training.elapsed > settings.seconds
+        if over or training.step % settings.every == 0:
+            value = mean_log_likelihood(density, table.val[: settings.rows])
+            yield value, training.elapsed
+            if over or value >= target:
+                return
 
-    def curve(name: str, density: Density, schedule: Schedule, target: float) -> list[tuple[float, float]]:
-        """Validation log-likelihoods and CPU seconds until then, to the end of the time or the target."""
-        points = list[tuple[float, float]]()
-        training = Training(density, nll(density), rows_of(table.train), schedule, after_step=density.after_step)
-        for _ in watched(training, name):
-            over = training.elapsed > options.seconds
-            if over or training.step % options.every == 0:
-                points.append((mean_log_likelihood(density, val), training.elapsed))
-                if over or points[-1][0] >= target:
-                    break
-        return points
 
-    best = (-float("inf"), 0.0, 0.0)
-    for lr in options.lr:
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Both times."""
+    table, points = load(settings.data), []
+    for lr in settings.lr:
         torch.manual_seed(0)
-        density = normflows_residual(table.features, (128, 128), options.blocks)
-        schedule = Schedule(seconds=options.seconds, clock=time.process_time, lr=lr, schedule=constant)
-        for value, spent in curve(f"normflows, lr {lr:g}", density, schedule, float("inf")):
-            best = max(best, (value, -spent, lr))
+        density, name = normflows_residual(table.features, (128, 128), settings.blocks), f"normflows, lr {lr:g}"
+        options = Options(seconds=settings.seconds, clock=time.process_time, lr=lr, schedule=constant)
+        points += [(*point, name) for point in curve(name, density, table, settings, options)]
+    target, needed, best = max(points, key=lambda point: (point[0], -point[1]))
     torch.manual_seed(0)
-    density = of_transform(fp.ResidualStack(table.features, options.blocks), table.features)
-    points = curve("flowplug", density, Schedule(steps=2000, clock=time.process_time), best[0])
-
-    measurements = Measurements("target")
-    for name, (value, spent) in {f"normflows, lr {best[2]:g}": (best[0], -best[1]), "flowplug": max(points)}.items():
-        setting = {"data": table.name, "blocks": options.blocks, "seconds": options.seconds, "model": name}
-        figures = {
-            "validation log-likelihood": Figure(value, "nats"),
-            "CPU time": Figure(spent, "s"),
-            "sooner than normflows": Figure(-best[1] / spent if value >= best[0] else float("nan"), "times"),
-        }
-        measurements.add("Time to the log-likelihood of normflows", setting, figures)
-    measurements.publish(options.record)
+    density = of_transform(fp.ResidualStack(table.features, settings.blocks), table.features)
+    options = Options(steps=2000, clock=time.process_time)
+    value, spent = max(curve("flowplug", density, table, settings, options, target))
+    for name, level, sooner in ((best, target, needed), ("flowplug", value, spent)):
+        setting = {"data": table.name, "blocks": settings.blocks, "seconds": settings.seconds, "model": name}
+        figures = {"validation log-likelihood": Figure(level, "nats"), "CPU time": Figure(sooner, "s")}
+        if level >= target:
+            figures["sooner than normflows"] = Figure(needed / sooner, "times")
+        yield "Time to the log-likelihood of normflows", setting, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

@@ -17,9 +17,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 import flowplug as fp
-from benchmarks.measurements import Measurements, Recorded
+from benchmarks.measurements import Measurement, Recorded, run
 from benchmarks.models import jacobians, residual_parts, trained_stack
-from common.command import parse
 from common.tables import EMBEDDED, load
 
 ROULETTE = fp.Roulette(fp.Geometric(0.5), exact=2)
@@ -27,7 +26,7 @@ Pair = tuple[Tensor, Tensor]  # of a value and a gradient
 
 
 @dataclass(frozen=True)
-class Options(Recorded):
+class Settings(Recorded):
     """What to train and where to measure."""
 
     data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
@@ -87,43 +86,38 @@ def squared(one: Pair, other: Pair) -> Tensor:
 
 
 def variances(matrices: Tensor, longest: int = 60) -> dict[str, Tensor]:
-    """Of value and gradient, ``(2,)``: what the probes leave, and the excess of both series."""
+    """Of value and gradient, ``(2,)``: what the probes leave, the excess of both series, and the ratio of these."""
     g, eye = Linear(matrices), torch.eye(matrices.shape[1])
     limit = estimate(g, fp.Krylov(terms=fp.Truncated(len(eye) + 1), control=None))
     truth = torch.linalg.slogdet(eye + matrices).logabsdet, torch.linalg.inv(eye + matrices).mT
-    excess = {"floor": squared(limit, truth)}
+    found = {"floor": squared(limit, truth)}
     for make in (fp.PowerSeries, fp.Krylov):
-        excess[make.__name__] = torch.zeros(2)
+        found[make.__name__] = torch.zeros(2)
         for n in range(ROULETTE.exact, longest):
             own = estimate(g, make(terms=Stopped(n), control=None))
-            excess[make.__name__] += 0.5 ** (n - ROULETTE.exact + 1) * squared(own, limit)
-    return excess
+            found[make.__name__] += 0.5 ** (n - ROULETTE.exact + 1) * squared(own, limit)
+    return found | {"PowerSeries / Krylov": found["PowerSeries"] / found["Krylov"]}
 
 
-def main() -> None:
-    """Trains, then measures every block."""
-    options = parse(Options, description=__doc__)
-    torch.set_num_threads(1)
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Every block of a trained flow."""
     torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    table = load(options.data, dtype=torch.float64)
-    flow, measurements = trained_stack(table.train, options.blocks, options.steps), Measurements("variance")
-    for number, (part, x) in enumerate(residual_parts(flow, table.train[: options.rows]), 1):
+    table = load(settings.data, dtype=torch.float64)
+    flow = trained_stack(table.train, settings.blocks, settings.steps)
+    for number, (part, x) in enumerate(residual_parts(flow, table.train[: settings.rows]), 1):
         own = jacobians(part, x)
         norms = torch.linalg.matrix_norm(own, 2)
         for kind, matrices in {"trained": own, "of norm 0.95": 0.95 * own / norms[:, None, None]}.items():
-            variance = variances(matrices)
             figures = {
                 "spectral radius": float(torch.linalg.eigvals(matrices).abs().max()),
                 "norm": float(torch.linalg.matrix_norm(matrices, 2).max()),
             }
+            pairs = variances(matrices)
             for i, of in enumerate(("value", "gradient")):
-                figures |= {f"{of}: {name}": float(pair[i]) for name, pair in variance.items()}
-                figures[f"{of}: PowerSeries / Krylov"] = float(variance["PowerSeries"][i] / variance["Krylov"][i])
+                figures |= {f"{of}: {name}": float(pair[i]) for name, pair in pairs.items()}
             setting = {"data": table.name, "block": number, "Jacobians": kind}
-            measurements.add("Variance of log-det estimators", setting, figures)
-    measurements.publish(options.record)
+            yield "Variance of log-det estimators", setting, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)
