@@ -37,7 +37,9 @@ def peak_alone(warm: Work, work: Work) -> float:
         warm: Done first, such as a small case of the same: it loads what torch loads at first use.
         work: What is measured. Both are pickled: functions of a module, or partial ones.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["common.densities", "common.tables"])  # seconds that each process would take
+    with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_beyond, warm, work).result()
 
 
