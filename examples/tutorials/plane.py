@@ -2,8 +2,8 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from common.densities import Density
@@ -62,14 +62,14 @@ def sine(rows: int) -> Tensor:
 DATA = {data.__name__: data for data in (checkerboard, moons, pinwheel, spirals, rings)}
 
 
-def scatter(panel: plt.Axes, points: Tensor) -> None:
+def scatter(panel: Axes, points: Tensor) -> None:
     """Draws points ``(rows, 2)``."""
-    panel.scatter(*points.T.numpy(), s=1, linewidths=0)
+    panel.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=1, linewidths=0)
     panel.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
 
 
 @torch.no_grad()
-def show(panel: plt.Axes, density: Density, below: plt.Axes | None = None) -> None:
+def show(panel: Axes, density: Density, below: Axes | None = None) -> None:
     """Draws the density and, below it, samples."""
     line = torch.linspace(-REACH, REACH, 150)
     values = density(torch.cartesian_prod(line, line)).exp().reshape(150, 150)
