@@ -10,7 +10,6 @@ from common.densities import Density, normflows_density, of_transform
 from common.layers import residual_block
 from common.training import Options, rows_of
 from common.trial import fit
-from flowplug._branch import Branch
 
 
 class Counting(nn.Module):
@@ -51,7 +50,7 @@ def residual_parts(flow: fp.ComposedTransform, x: Tensor) -> Iterator[tuple[fp.R
 @torch.no_grad()
 def jacobians(transform: fp.ResidualTransform, x: Tensor) -> Tensor:
     """Those of g ``(B, D, D)`` at ``x: (B, D)``."""
-    return Branch.of(transform.g, None).jacobian(x)[1].contiguous()
+    return fp.Branch.of(transform.g, None).jacobian(x)[1].contiguous()
 
 
 def normflows_residual(features: int, hidden: tuple[int, ...], blocks: int) -> Density:

@@ -24,13 +24,12 @@ from common.densities import of_transform, size
 from common.tables import EMBEDDED, load
 from common.training import Options, rows_of
 from common.trial import fit, mean_log_likelihood
-from flowplug.lipschitz._activations import Activation
 
 MLP = fp.LipschitzMLP
 DEEP = (128, 128)
 
 
-class HalfSine(Activation):
+class HalfSine(fp.Activation):
     """The mean of x and sin x, of slope between 0 and 1."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,18 +39,6 @@ class HalfSine(Activation):
     def derivative(self, x: Tensor) -> Tensor:
         """The slope."""
         return (1 + x.cos()) / 2
-
-
-class Tanh(Activation):
-    """tanh with its slope."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The value."""
-        return x.tanh()
-
-    def derivative(self, x: Tensor) -> Tensor:
-        """The slope."""
-        return 1 - x.tanh().square()
 
 
 def orthonormal(square: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +103,7 @@ RECIPES: dict[str, Callable[[int], nn.Module]] = {
     "dense concatenation": partial(fp.LipschitzDenseNet, norm=fp.InfNorm(), activation=fp.Sine),
     "published": partial(MLP, hidden_features=DEEP, norm=fp.Gram(), activation=fp.LipSwish, bound=0.9, zero_last=True),
     "sandwich, half sine": partial(Sandwich, activation=HalfSine),
-    "sandwich, tanh": partial(Sandwich, activation=Tanh),
+    "sandwich, tanh": partial(Sandwich, activation=nn.Tanh),
 }
 DENSE = partial(fp.DenseTransform, activation=None, init=fp.ScaledIdentity())
 BEFORE: dict[
@@ -157,9 +144,9 @@ def use_of_bound(flow: fp.ComposedTransform, x: Tensor) -> Figure:
     """The mean norm of the Jacobian of g by its bound, of all blocks; norms without closed form in the 2-norm."""
     shares = []
     for part, inputs in residual_parts(flow, x):
-        bound = part.lipschitz
-        order = bound.norm if bound.norm in (1.0, 2.0, math.inf) else 2.0
-        shares.append(float(torch.linalg.matrix_norm(jacobians(part, inputs), order).mean()) / float(bound))
+        lipschitz = part.lipschitz
+        order = lipschitz.domain if lipschitz.domain in (1.0, 2.0, math.inf) else 2.0
+        shares.append(float(torch.linalg.matrix_norm(jacobians(part, inputs), order).mean()) / float(lipschitz))
     return Figure(sum(shares) / len(shares), least=min(shares), most=max(shares))
 
 

@@ -9,7 +9,7 @@ with the code under test, and weighted with their probabilities. The gradient is
     python examples/benchmarks/variance.py --data FILE.npz --steps 1500
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,12 +42,10 @@ class Stopped:
     n: int
     rtol: ClassVar[float] = 0.0
 
-    def schedule(
-        self, rows: int, bound: Callable[[], float], generator: Generator | None
-    ) -> Iterator[tuple[float, int]]:
+    def schedule(self, count: int, branch: fp.Branch, generator: Generator | None) -> list[tuple[float, int]]:
         """All rows, n times, with the weights of the roulette."""
-        for k in range(1, self.n + 1):
-            yield 1 / ROULETTE.length.survival(max(0, k - ROULETTE.exact), bound), rows
+        survivals = (ROULETTE.length.survival(max(0, k - ROULETTE.exact), branch) for k in range(1, self.n + 1))
+        return [(1 / survival, count) for survival in survivals]
 
     def decay(self, bound: float) -> float:
         """Nothing is left to chance."""

@@ -28,7 +28,6 @@ from common.report import markdown
 from common.tables import EMBEDDED, load
 
 PROJECTIONS = 8
-Series = fp.PowerSeries | fp.Krylov
 
 
 def half(exact: int) -> fp.Roulette:
@@ -36,12 +35,12 @@ def half(exact: int) -> fp.Roulette:
     return fp.Roulette(fp.Geometric(0.5), exact=exact)
 
 
-FAMILIES: dict[str, Callable[[int], Series]] = {
+FAMILIES: dict[str, Callable[[int], fp.Series]] = {
     "PowerSeries": lambda exact: fp.PowerSeries(terms=half(exact)),
     "Krylov, no control": lambda exact: fp.Krylov(terms=half(exact), control=None),
     "Krylov": lambda exact: fp.Krylov(terms=half(exact)),
 }
-OTHERS: dict[str, Series] = {
+OTHERS: dict[str, fp.Series] = {
     "PowerSeries, Certified": fp.PowerSeries(),
     "PowerSeries, Poisson(2)": fp.PowerSeries(terms=fp.Roulette(fp.Poisson(2.0), exact=2)),
     "Krylov, default": fp.Krylov(),
@@ -73,13 +72,13 @@ class Scatter:
     variances: list[float]
 
 
-def products(logdet: Series, rows: int, bound: float) -> float:
+def products(logdet: fp.Series, rows: int, branch: fp.Branch) -> float:
     """Average number of products per sample."""
-    lengths = (sum(count for _, count in logdet.terms.schedule(rows, lambda: bound, None)) for _ in range(1000))
+    lengths = (sum(count for _, count in logdet.terms.schedule(rows, branch, None)) for _ in range(1000))
     return logdet.probes.samples * statistics.fmean(lengths) / rows
 
 
-def measure(name: str, logdet: Series, g: nn.Module, x: Tensor, draws: int) -> Scatter:
+def measure(name: str, logdet: fp.Series, g: nn.Module, x: Tensor, draws: int) -> Scatter:
     """Draws the estimate repeatedly."""
     weights, parameters = torch.rand(len(x)), list(g.parameters())
 
@@ -99,7 +98,7 @@ def measure(name: str, logdet: Series, g: nn.Module, x: Tensor, draws: int) -> S
     z = sampled.mean(0) / (sampled.var(0, correction=0) / draws).sqrt()
     return Scatter(
         name,
-        products(logdet, len(x), float(fp.lipschitz_bound(g))),
+        products(logdet, len(x), fp.Branch.of(g, None)),
         value=math.sqrt(totals[-1, 0] / draws),
         gradient=math.sqrt(totals[-1, 1] / draws) / float(gradient.norm()),
         z=float(z.abs().max()),
@@ -146,7 +145,7 @@ def main() -> None:
 
     bar = tqdm(total=len(FAMILIES) * len(options.exact) + len(OTHERS), desc="estimators")
 
-    def scatter(name: str, logdet: Series) -> Scatter:
+    def scatter(name: str, logdet: fp.Series) -> Scatter:
         bar.update()
         return measure(name, logdet, g, x, options.draws)
 

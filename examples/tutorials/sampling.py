@@ -90,7 +90,7 @@ def sample(options: Options) -> None:
     flow = fp.ComposedTransform(*(fp.ResidualTransform(fp.LipschitzMLP(options.features)) for _ in range(4))).eval()
     before = memory.peak()
     samples = torch.empty(options.samples, options.features)
-    # One call would do as well, in pieces of max_rows; this one reports its progress.
+    # One call would do as well, in pieces of chunk_size; this one reports its progress.
     with torch.no_grad(), fp.no_logdet():
         for part in tqdm(torch.split(samples, 20_000), desc="sampling"):
             part.copy_(flow.inverse(torch.randn_like(part))[0])
