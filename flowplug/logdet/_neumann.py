@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowplug.branch import Linearization
-from flowplug.logdet._recurrence import Draw, Solved
-from flowplug.logdet._series import Gradient, Series, dot
+from flowplug.logdet._recurrence import Solved
+from flowplug.logdet._series import Gradient, Problem, dot
 
 
 @dataclass(frozen=True)
@@ -30,20 +29,14 @@ class Neumann(Gradient):
         >>> logdet = PowerSeries(gradient=Neumann())
     """
 
-    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
+    def solve(self, problem: Problem) -> list[Solved]:
         """U and the known part of the value, of every probe."""
-        return [series.solve(linear, draw, first=first) for draw in draws]
+        series, linear, trace, draws = problem
+        return [series.solve(linear, draw, first=trace is None) for draw in draws]
 
-    def attach(
-        self,
-        series: Series,
-        linear: Linearization,
-        trace: Tensor | None,
-        draws: Sequence[Draw],
-        solved: Sequence[Solved],
-    ) -> Tensor:
+    def attach(self, problem: Problem, solved: Sequence[Solved]) -> Tensor:
         """The mean of the estimates: their values, with the gradient of ``u^T J v``."""
-        del series, draws
+        linear, trace = problem.linear, problem.trace
         total = torch.zeros_like(solved[0].known) if trace is None else trace * len(solved)
         for v, u, known, share in solved:
             product = dot(linear.vjp(u, create_graph=torch.is_grad_enabled()), v)

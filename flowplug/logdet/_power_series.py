@@ -16,7 +16,7 @@ from flowplug.logdet._lengths import Certified
 from flowplug.logdet._neumann import Neumann
 from flowplug.logdet._probes import Probes, Rademacher
 from flowplug.logdet._recurrence import Draw, Recurrence, Solved
-from flowplug.logdet._series import Gradient, Series, dot
+from flowplug.logdet._series import Gradient, Problem, Series, dot
 from flowplug.logdet._terms import Roulette, Terms
 
 
@@ -121,21 +121,15 @@ class Autograd(Gradient):
                 "power series: use Neumann() or Recompute(), or PowerSeries"
             )
 
-    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
+    def solve(self, problem: Problem) -> list[Solved]:
         """Nothing: all of it needs the graph."""
-        del series, linear, draws, first
+        del problem
         return []
 
-    def attach(
-        self,
-        series: Series,
-        linear: Linearization,
-        trace: Tensor | None,
-        draws: Sequence[Draw],
-        solved: Sequence[Solved],
-    ) -> Tensor:
+    def attach(self, problem: Problem, solved: Sequence[Solved]) -> Tensor:
         """The series and, through autograd, its gradient."""
         del solved
+        series, linear, trace, draws = problem
         # Where no term is drawn, a zero that keeps its graph lets a loss of log-dets alone be differentiated.
         total = 0 * linear.y.flatten(1).sum(1) if trace is None else trace * len(draws)
         for draw in draws:

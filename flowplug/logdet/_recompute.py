@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import LipschitzError, SecondDerivativeError
-from flowplug.branch import Branch, Linearization
+from flowplug.branch import Branch
 from flowplug.logdet._neumann import Neumann
 from flowplug.logdet._recurrence import Draw, Solved
-from flowplug.logdet._series import Gradient, Series
+from flowplug.logdet._series import Gradient, Problem, Series
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,13 @@ class Recompute(Gradient):
         """As ``gradient``."""
         self.gradient.check(series)
 
-    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
+    def solve(self, problem: Problem) -> list[Solved]:
         """As ``gradient``."""
-        return self.gradient.solve(series, linear, draws, first=first)
+        return self.gradient.solve(problem)
 
-    def attach(
-        self,
-        series: Series,
-        linear: Linearization,
-        trace: Tensor | None,
-        draws: Sequence[Draw],
-        solved: Sequence[Solved],
-    ) -> Tensor:
+    def attach(self, problem: Problem, solved: Sequence[Solved]) -> Tensor:
         """As ``gradient``."""
-        return self.gradient.attach(series, linear, trace, draws, solved)
+        return self.gradient.attach(problem, solved)
 
     def __call__(self, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         """The value, with a gradient that is computed when asked for."""
@@ -84,8 +77,8 @@ class _Pass(nn.Module):
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """``g(x)`` and the estimate, with their graph."""
-        linear = Branch.of(self.g, context).linearize(x)
-        return linear.y, gradient.attach(series, linear, series.trace(linear), draws, solved)
+        problem = Problem.at(series, Branch.of(self.g, context), x, draws)
+        return problem.linear.y, gradient.attach(problem, solved)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -101,15 +94,14 @@ class _Recomputed(torch.autograd.Function):
         context: Tensor | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        linear = _repeatable(branch, x)
-        trace = series.trace(linear)
-        solved = gradient.solve(series, linear, draws, first=trace is None)
+        problem = _repeatable(series, branch, x, draws)
+        solved = gradient.solve(problem)
         ctx.gradient, ctx.series, ctx.draws, ctx.g, ctx.names = gradient, series, draws, branch.g, names
         kind = x.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         ctx.count = len(solved)
         ctx.save_for_backward(*(part for found in solved for part in found), x, context, *parameters)
-        return linear.y.detach(), gradient.attach(series, linear, trace, draws, solved).detach()
+        return problem.linear.y.detach(), gradient.attach(problem, solved).detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -135,20 +127,20 @@ class _Recomputed(torch.autograd.Function):
         return (None,) * 5 + tuple(None if leaf is None or not leaf.requires_grad else next(found) for leaf in leaves)
 
 
-def _repeatable(branch: Branch, x: Tensor) -> Linearization:
-    """The linearization at x.
+def _repeatable(series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> Problem:
+    """Evaluates g at x.
 
     Raises:
         LipschitzError: It drew random numbers.
     """
     before = _random_state(x)
-    linear = branch.linearize(x)
+    problem = Problem.at(series, branch, x, draws)
     if not torch.equal(before, _random_state(x)):
         raise LipschitzError(
             f"g = {type(branch.g).__name__} draws random numbers (dropout?), so x + g(x) is no function of x and "
             "has no inverse, and Recompute cannot repeat it: remove the random modules"
         )
-    return linear
+    return problem
 
 
 def _random_state(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,28 @@ from flowplug.logdet._terms import Terms
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise inner products ``(B,)``."""
     return (a * b).flatten(1).sum(1)
+
+
+class Problem(NamedTuple):
+    """What an estimate is made of, at one point.
+
+    Attributes:
+        series: The estimator.
+        linear: g at x.
+        trace: The exact first term ``(B,)``, in place of that of the series, or ``None``.
+        draws: The probes and how long their series are.
+    """
+
+    series: Series
+    linear: Linearization
+    trace: Tensor | None
+    draws: Sequence[Draw]
+
+    @classmethod
+    def at(cls, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> Problem:
+        """Evaluates g at ``x: (B, *event)``."""
+        linear = branch.linearize(x)
+        return cls(series, linear, series.trace(linear), draws)
 
 
 class Gradient(abc.ABC):
@@ -42,34 +65,22 @@ class Gradient(abc.ABC):
         del series
 
     @abc.abstractmethod
-    def solve(self, series: Series, linear: Linearization, draws: Sequence[Draw], *, first: bool) -> list[Solved]:
-        """What is found without a graph, of the series with its first term or without; may be empty."""
+    def solve(self, problem: Problem) -> list[Solved]:
+        """What is found without a graph; may be empty."""
 
     @abc.abstractmethod
-    def attach(
-        self,
-        series: Series,
-        linear: Linearization,
-        trace: Tensor | None,
-        draws: Sequence[Draw],
-        solved: Sequence[Solved],
-    ) -> Tensor:
+    def attach(self, problem: Problem, solved: Sequence[Solved]) -> Tensor:
         """The mean ``(B,)`` of the estimates of all probes, with its gradient where autograd is on.
 
         Args:
-            series: The estimator.
-            linear: ``g`` at x.
-            trace: The exact first term ``(B,)``, in place of that of the series, or ``None``.
-            draws: The probes and how long their series are.
-            solved: What `solve` returned.
+            problem: What is estimated.
+            solved: What `solve` returned for it.
         """
 
     def __call__(self, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)``."""
-        linear = branch.linearize(x)
-        trace = series.trace(linear)
-        solved = self.solve(series, linear, draws, first=trace is None)
-        return linear.y, self.attach(series, linear, trace, draws, solved)
+        problem = Problem.at(series, branch, x, draws)
+        return problem.linear.y, self.attach(problem, self.solve(problem))
 
 
 @dataclass(frozen=True)
