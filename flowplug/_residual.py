@@ -39,10 +39,8 @@ class ResidualTransform(Transform):
     In train mode they use fresh noise from torch's generators (or that of `fixed_noise`); in eval mode the noise is
     fixed per transform, so that repeated calls agree.
 
-    ``torch.compile(transform)`` works; a training step takes 0.7 to 0.8 of the time then. On one core of a CPU, batch
-    512, in multiples of forward and backward of the bare networks (``examples/benchmarks/speed.py --compile``): 43-d,
-    three hidden layers of 128: 2.6, compiled 2.1 (normflows: 4.5); one hidden layer: 3.5, compiled 2.8 (normflows 5.0).
-    On a GPU, an H100, three hidden layers: 1.7 (normflows 3.8).
+    A training step costs a small multiple of the bare networks, and less under ``torch.compile(transform)``
+    (docs/benchmarks.md, "Cost of a training step").
 
     Args:
         g: The residual branch; keeps the shape of x. Its `lipschitz_bound` must be known and below 1. A branch with an

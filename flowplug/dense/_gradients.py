@@ -64,7 +64,7 @@ class Relative:
     def __call__(self, affine: Affine) -> tuple[Tensor, Tensor]:
         """``(D, D)`` and ``(D,)``."""
         weight, bias, _, y, delta, by_ladj = affine
-        # In place: a second D x D tensor would cost a fifth of the training step in page faults.
+        # In place: a second D x D tensor would cost a good part of the training step in page faults.
         by_weight = (delta.T @ (y @ weight)).addcmul_(weight, by_ladj)
         return by_weight, delta.T @ (y @ bias) + delta.sum(0) + by_ladj * bias
 

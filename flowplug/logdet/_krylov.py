@@ -40,12 +40,11 @@ class Krylov(Series):
 
     The matrices :math:`I + t H_k` are eliminated without pivoting, which is safe for contractions in the 2-norm. Under
     other norms the space may have Ritz values left of -1; a sample for which a pivot comes close to 0 goes on, from
-    there, with the power series of its residual, which converges for every :math:`\rho < 1` (on trained flows under
-    the inf-norm: none of 122,880 samples).
+    there, with the power series of its residual, which converges for every :math:`\rho < 1` (on trained flows hardly
+    any: docs/benchmarks.md, "Pivots close to zero").
 
-    The default of 2 products and, with survival 0.15, more is what trains best at equal time: UCI miniboone (43-d) to
-    -14.90 nats in 45 s of one core, against -15.20 with survival 0.25 and -15.36 with 3 products and on. The power
-    series with one roulette for the whole batch, whose variance may be infinite, comes to -15.05.
+    The default of 2 products and, with survival 0.15, more is what trained best at equal time (docs/benchmarks.md,
+    "Roulettes at equal time").
 
     Reference: Saad, "Iterative Methods for Sparse Linear Systems", 2003, algorithm 6.4 (full orthogonalisation), used
     here in Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,

@@ -69,8 +69,8 @@ class Orthogonal(Probes):
     r"""Probes of one sample at right angles to each other, of length :math:`\sqrt{D}`; D of them give the exact trace.
 
     The variance of S probes is :math:`(D - S) / (D - 1)` times that of S independent ones in random directions. These
-    have more than `Rademacher` probes, which know the diagonal exactly: on trained blocks 2 to 3 times as much (with
-    `ExactTrace` 6 to 9 times), so that orthogonality pays for S close to D alone.
+    have more than `Rademacher` probes, which know the diagonal exactly, so that orthogonality pays for S close to D
+    alone (docs/benchmarks.md, "What orthogonal probes are worth").
 
     Raises:
         ValueError: ``samples`` is below 1, or above the dimension D of the events.

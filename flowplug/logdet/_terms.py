@@ -151,9 +151,9 @@ class Roulette:
 
     Every row has its own M, and rows are sampled systematically: as long as a group of them is left, their number is
     fixed, and the weight is the inverse of the share that has the term; from there chance decides for the last group as
-    a whole, which spares small kernels at the end of the series. On trained blocks that has 1.1 to 1.7 times the
-    variance of chance for each last row. One M for the whole batch, as in the published code, leaves noise that no
-    batch size averages out: over 256 rows it has 20 to 80 times the variance.
+    a whole, which spares small kernels at the end of the series and costs little variance. One M for the whole batch,
+    as in the published code, leaves noise that no batch size averages out (docs/benchmarks.md, "Rows that share a
+    length").
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
     eq. (6).

@@ -117,17 +117,9 @@ class LipschitzConv2d(LipschitzConv, nn.Conv2d):
     them; it bounds zero padding of any width and circular padding alike. A kernel of one pixel is a matrix. Nothing
     depends on the image, so a state dict fits a fresh layer.
 
-    Certificate of `Gram` over the norm on 32 x 32 images with zero padding, for 3 x 3 kernels trained to enlarge their
-    Jacobian; and CPU time of the bounded weight with its gradient, in units of forward and backward of the convolution
-    for 64 images (``examples/benchmarks/lipschitz.py``). In a block of `LipschitzCNN` with 64 hidden channels, whose
-    large kernels have one narrow side, that is 7 % of a training step for 3 channels and 17 % for 12.
-
-    =========== ===== ===== =====
-    channels    8     32    64
-    =========== ===== ===== =====
-    certificate 1.020 1.017 1.019
-    time        0.37  0.83  1.1
-    =========== ===== ===== =====
+    On images with zero padding the certificate of `Gram` is within 2 % of the norm (docs/benchmarks.md, "Certificates
+    of convolutions"); a block of `LipschitzCNN`, whose large kernels have one narrow side, spends a small share of its
+    time on it (docs/benchmarks.md, "Cost of a bounded convolutional network").
 
     Args:
         in_channels: Number of channels of the input.

@@ -25,9 +25,7 @@ class LipschitzMLP(LipschitzNetwork):
     :math:`|\hat W_l| \le` ``bound ** (1 / n)``. The :math:`V_l` are unconstrained: only the dependence on x must be a
     contraction.
 
-    Tables of a few thousand rows need weight decay: from 4,307 rows of MiniBooNE a flow has -14.3 nats on test rows
-    with 0.3 in AdamW, -15.4 without, each at a learning rate of its own (``examples/benchmarks/equal_time.py``, 100 CPU
-    seconds).
+    Tables of a few thousand rows need weight decay (docs/benchmarks.md, "Residual flows with weight decay").
 
     Args:
         features: Width of the events, or their shape (e.g. ``(3, 8, 8)``), which is flattened inside.

@@ -22,19 +22,8 @@ class Gram(SpectralNorm):
     sides, and differentiated at the one where it is largest. Layers of a network with one shape, up to transposition,
     are measured together.
 
-    Certificate over the norm of w x w layers trained in a flow, and share of the bounded weights in the CPU time of a
-    training step of a block 43 x w x w x 43 with `Krylov` and 512 rows (``examples/benchmarks/lipschitz.py``):
-
-    ============== ====== ====== ====== ======
-    w              64     128    256    512
-    ============== ====== ====== ====== ======
-    certificate    1.007  1.008  1.006  1.007
-    Gram           12 %   12 %   22 %   39 %
-    SVD            17 %   15 %   20 %   27 %
-    PowerIteration 19 %   15 %   10 %   9 %
-    InfNorm        5 %    3 %    2 %    1 %
-    PathNorm       5 %    4 %    2 %    1 %
-    ============== ====== ====== ====== ======
+    On trained layers the certificate is within 1 % of the norm (docs/benchmarks.md, "Certificates of dense layers"),
+    and the share of a training step grows with the width (docs/benchmarks.md, "Cost of bounded dense layers").
 
     Reference: Delattre, Barthélemy, Araujo, Allauzen, "Efficient Bound of Lipschitz Constant for Convolutional Layers
     by Gram Iteration", ICML 2023.

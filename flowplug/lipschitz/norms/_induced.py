@@ -77,17 +77,7 @@ class InducedNorm(OperatorNorm):
     Exact for p = 1 (the largest q-norm of a column), q = inf (the largest dual norm of a row) and p = q = 2. Other
     orders are NP-hard: the power method, `estimate`, finds a local maximum, which may lie below the norm. Layers are
     therefore scaled by an upper bound, interpolated between the exact cases, so that a bound holds whatever the
-    weights. Bound over estimate for 64 x 64, orders drawn from (1.5, 2.5), trained to enlarge their Jacobian
-    (``examples/benchmarks/lipschitz.py``):
-
-    ================ ====== =======
-    matrix           median largest
-    ================ ====== =======
-    p <= q, Gaussian 1.24   1.36
-    p > q, Gaussian  1.07   1.13
-    p <= q, trained  1.03   1.06
-    p > q, trained   1.03   1.05
-    ================ ====== =======
+    weights; on trained ones it is close (docs/benchmarks.md, "Norms from p to q").
 
     A network of such layers has to map back to the norm it starts from; pass it one norm per layer.
 

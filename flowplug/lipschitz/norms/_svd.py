@@ -15,7 +15,7 @@ class SVD(SpectralNorm):
 
     .. math:: |W|_2 = \sigma_{\max}(W) = \sqrt{\lambda_{\max}(W^T W)}, \qquad \nabla |W|_2 = u v^T
 
-    On CPU cheaper than `Gram` from a width of about 256, where its docstring has the figures.
+    On CPU cheaper than `Gram` from a width of about 256 (docs/benchmarks.md, "Cost of bounded dense layers").
 
     Reference: Golub, Van Loan, "Matrix Computations", 4th edition, 2013, section 8.2, for inverse iteration.
 
