@@ -1,7 +1,6 @@
 """The Python of README.md and docs/ runs as it stands: blocks of the README alone, those of another page in order."""
 
 import pytest
-
 from snippets import PAGES, README, blocks, run
 
 CASES = [pytest.param(README, [block], id=block.strip().splitlines()[0]) for block in blocks(README)]
