@@ -1,26 +1,14 @@
-"""What docs/extend.md writes obeys the laws of what it stands in for."""
+"""The parts that docs/extend.md writes obey the laws of what they stand in for."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from snippets import PAGES, blocks, run
-from torch import distributions, nn
+from torch import nn
 
 import flowplug as fp
 from flowplug.testing import LAWS, Case, check_transform, z_test
-
-(EXTEND,) = (page for page in PAGES if page.name == "extend.md")
-
-
-@pytest.fixture(scope="module")
-def page():
-    torch.set_default_device(None)
-    torch.set_default_dtype(torch.float32)
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        yield run(EXTEND, blocks(EXTEND), patch)
 
 
 def residual(g=None, *, logdet=None, **keywords):
@@ -55,18 +43,20 @@ def test_a_residual_transform_obeys_every_law(page, name):
     check_transform(lambda **keywords: RESIDUAL[name](page, **keywords), torch.randn(4, 3))
 
 
+def dense(page, **keywords):
+    return fp.DenseTransform(3, gradient=page.BothSides(), **keywords)
+
+
 def convolution(page, **keywords):
     return fp.CircularConv2d(2, activation=fp.TanhLinear(), gradient=page.BothSides(), **keywords)
 
 
-# What the gradient leaves is none, so the laws about gradients do not apply; see the test of its two forms.
-@pytest.mark.parametrize(
-    "law", [law for law in LAWS if law not in ("gradient of the ladj", "derivative of the inverse")]
-)
-@pytest.mark.parametrize(
-    ("make", "event"),
-    [(lambda page, **k: fp.DenseTransform(3, gradient=page.BothSides(), **k), (3,)), (convolution, (2, 3, 4))],
-)
+# What the gradient leaves is none, so two laws about gradients do not apply; see the test of its two forms.
+OTHERS = [law for law in LAWS if law not in ("gradient of the ladj", "derivative of the inverse")]
+
+
+@pytest.mark.parametrize("law", OTHERS)
+@pytest.mark.parametrize(("make", "event"), [(dense, (3,)), (convolution, (2, 3, 4))])
 def test_a_dense_transform_obeys_the_laws(page, make, event, law):
     LAWS[law](Case(lambda **keywords: make(page, **keywords), torch.randn(4, *event)))
 
@@ -157,11 +147,11 @@ def test_the_norm_of_a_network_bounds_convolutions(page):
     LAWS["Lipschitz bound"](Case(make, torch.randn(4, 1, 3, 3)))
 
 
-def test_activations_have_their_derivative_and_slope(page):
+def test_activations_have_their_derivative_and_slope(page, eps):
     x = torch.linspace(-5, 5, 101, requires_grad=True)
     for activation in (page.Arsinh(), page.Erf()):
         (slope,) = torch.autograd.grad(activation(x).sum(), x)
-        assert slope.abs().amax() <= 1
+        assert slope.abs().amax() <= 1 + 2 * eps
     torch.testing.assert_close(page.Arsinh().derivative(x), 1 / (1 + x**2).sqrt())
     assert fp.lipschitz_bound(page.Erf()).elementwise
     assert fp.lipschitz_bound(page.Arsinh()).elementwise
@@ -241,62 +231,3 @@ def test_an_old_value_moves_the_reported_loss_alone(page):
     assert torch.equal(old(x)[1], served)
     assert torch.equal(old.weight.grad, new.weight.grad)
     torch.testing.assert_close(old.eval()(x)[1], served + 3 * math.log(2))
-
-
-def test_the_transform_of_the_page_obeys_every_law(page):
-    def make(**keywords):
-        transform = page.SinhArcsinh(3, 2, **keywords)
-        nn.init.uniform_(transform.tail, -0.5, 0.5)
-        return transform
-
-    check_transform(make, torch.randn(4, 3), torch.randn(4, 2))
-
-
-def test_a_flow_in_torch_has_its_density_and_gradients(page):
-    core, c = fp.ResidualStack(3, 1, (8,), context_features=2), torch.randn(5, 2)
-    base = distributions.Independent(distributions.Normal(torch.zeros(3), torch.ones(3)), 1)
-    x = torch.randn(5, 3)
-    core(x, c)  # starts from these rows
-    density = distributions.TransformedDistribution(base, [page.TorchTransform(core, c)])
-    y, ladj = core(x, c)
-    torch.testing.assert_close(density.log_prob(x), base.log_prob(y) + ladj)
-    sample = density.rsample((2, 5))
-    assert sample.shape == (2, 5, 3)
-    (density.log_prob(x).sum() + sample.sum()).backward()
-    assert all(p.grad is not None for p in core.parameters())
-
-
-def test_there_and_back_is_the_same_transform(page):
-    core, x = residual().eval(), torch.randn(5, 3)
-    twin = page.from_torch(page.TorchTransform(core))
-    for direction, wanted in ((twin, core), (twin.inverse, core.inverse)):
-        for got, right in zip(direction(x), wanted(x), strict=True):
-            torch.testing.assert_close(got, right)
-
-
-@pytest.mark.parametrize(
-    "transform",
-    [
-        distributions.AffineTransform(1.0, 2.0),
-        distributions.ComposeTransform([distributions.TanhTransform(), distributions.AffineTransform(0.0, 9.0)]),
-        distributions.TanhTransform().inv.inv,
-    ],
-)
-def test_a_transform_of_torch_has_its_log_det(page, transform):
-    bridge, z = page.from_torch(transform), torch.randn(5, 3)
-    x, ladj = bridge.inverse(z)
-    jacobian = torch.autograd.functional.jacobian(lambda row: transform(row), z[0])
-    torch.testing.assert_close(ladj[0], torch.linalg.slogdet(jacobian).logabsdet)
-    torch.testing.assert_close(bridge(x)[0], z)
-    torch.testing.assert_close(bridge(x)[1], -ladj)
-
-
-def test_the_bridge_refuses_what_it_cannot_take(page):
-    with pytest.raises(TypeError, match="flowplug transform already"):
-        page.from_torch(fp.ActNorm(3))
-    with pytest.raises(TypeError, match="pass a transform"):
-        page.from_torch(distributions.Normal(0.0, 1.0))
-    with pytest.raises(fp.InverseNotAvailable, match="AbsTransform"):
-        page.from_torch(distributions.AbsTransform())
-    with pytest.raises(fp.ShapeError, match="keep the shape"):
-        page.from_torch(distributions.StickBreakingTransform()).inverse(torch.randn(5, 3))
