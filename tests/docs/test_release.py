@@ -1,0 +1,15 @@
+"""What a release says about itself agrees."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_citation_is_of_the_newest_release():
+    newest = re.search(
+        r"^## (\d+\.\d+\.\d+) \((\d{4}-\d{2}-\d{2})\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == newest[1]
+    assert re.search(r"^date-released: (.*)$", citation, re.MULTILINE)[1] == newest[2]
