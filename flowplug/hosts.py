@@ -44,9 +44,9 @@ class HostTransform(Transform):
         tensor([0., 0., 0., 0., 0.])
     """
 
-    host: Any  # hosts have no types
+    host: Any
 
-    def __init__(self, host: nn.Module, *, event_dim: int, context_features: int) -> None:
+    def __init__(self, host: Any, *, event_dim: int, context_features: int) -> None:  # noqa: ANN401 -- a host's own
         super().__init__()
         if event_dim < 1:
             raise ShapeError(f"a bridged transform needs an event_dim of at least 1; got {event_dim}")

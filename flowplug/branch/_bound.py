@@ -63,7 +63,8 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
 
     Computed from the weights as they are now, so it needs no update calls and cannot go stale. The bound of a module
     with context concerns its dependence on the input only. A module of your own is accepted once its bound is
-    registered (see the example); an unknown one is refused rather than guessed.
+    registered (see the example); an unknown one is refused rather than guessed. A rule holds for subclasses too;
+    registered by `flowplug.branch.rule_for`, only for those that keep its ``forward``.
 
     Args:
         module: A flowplug network, a known module of torch, an ``nn.Sequential`` of these, or a registered one.

@@ -49,8 +49,8 @@ class Branch:
         return y
 
     def select(self, index: Tensor | slice) -> Branch:
-        """The branch of the rows in ``index`` only."""
-        return Branch(self.g, None if self.context is None else self.context[index])
+        """The branch of the rows in ``index`` only; a subclass that keeps more than g and context selects from that."""
+        return Branch.of(self.g, None if self.context is None else self.context[index])
 
     def certify(self) -> LipschitzBound:
         """Measures the bound of ``g`` from the weights of this pass."""

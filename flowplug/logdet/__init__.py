@@ -18,8 +18,11 @@ from flowplug.logdet._probes import Orthogonal as Orthogonal
 from flowplug.logdet._probes import Probes as Probes
 from flowplug.logdet._probes import Rademacher as Rademacher
 from flowplug.logdet._recompute import Recompute as Recompute
+from flowplug.logdet._recurrence import Draw as Draw
 from flowplug.logdet._recurrence import Recurrence as Recurrence
+from flowplug.logdet._recurrence import Solved as Solved
 from flowplug.logdet._series import Gradient as Gradient
+from flowplug.logdet._series import Problem as Problem
 from flowplug.logdet._series import Series as Series
 from flowplug.logdet._terms import Converged as Converged
 from flowplug.logdet._terms import Roulette as Roulette

@@ -29,7 +29,8 @@ class Problem(NamedTuple):
     Attributes:
         series: The estimator.
         linear: g at x.
-        trace: The exact first term ``(B,)``, in place of that of the series, or ``None``.
+        trace: The exact first term ``(B,)``, or ``None``. Where it is known the series leaves out its own, in the value
+            and in u.
         draws: The probes and how long their series are.
     """
 

@@ -7,13 +7,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowplug._errors import SecondDerivativeError
+from flowplug._errors import InverseNotAvailable, SecondDerivativeError
 from flowplug.branch import Branch, Linearization, LipschitzBound
 from flowplug.solvers._iteration import event_norm
 
+_NO_PRODUCTS = (
+    "the backward pass of an inverse solves (I + J^T) u = v by products with J^T alone: a solver that linearizes its "
+    "branch can find inverses, but no derivatives of them; use Anderson() or FixedPoint()"
+)
+
 
 class Solver(Protocol):
-    """Finds the inverse of a residual map; its derivative needs no more than that.
+    r"""Finds the inverse of a residual map; its derivative needs no more than that.
+
+    The backward pass of an inverse calls the solver too, with the map :math:`u \mapsto J^T u` for g. Of that branch it
+    may use what `Anderson` uses: calls, ``select`` and ``lipschitz_bound``.
 
     Example:
         >>> branch = Branch.of(LipschitzMLP(2), None)
@@ -44,6 +52,22 @@ class Adjoint(Branch):
     def select(self, index: Tensor | slice) -> Adjoint:
         """The adjoint at the rows in ``index`` only."""
         return Adjoint(self._linear.select(index), self.lipschitz_bound())
+
+    def linearize(self, x: Tensor) -> Linearization:
+        """Refuses: its products would be those with J, which a linearization does not offer.
+
+        Raises:
+            InverseNotAvailable: Always.
+        """
+        raise InverseNotAvailable(_NO_PRODUCTS)
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Refuses, as `linearize`.
+
+        Raises:
+            InverseNotAvailable: Always.
+        """
+        raise InverseNotAvailable(_NO_PRODUCTS)
 
 
 class _Implicit(torch.autograd.Function):

@@ -12,8 +12,9 @@ class NetworkNorm(abc.ABC):
     """Measures a network of linear maps with activations between them, and shrinks one that exceeds a bound.
 
     The layers are not bounded on their own. Weights are matrices ``(out_features, in_features)`` or kernels
-    ``(out_channels, in_channels, *kernel)`` of convolutions of stride 1, one more than there are activations. Both
-    methods are differentiable pure functions.
+    ``(out_channels, in_channels, *kernel)`` of convolutions of stride 1, one more than there are activations, whose own
+    bounds, as `flowplug.branch.bound_in` has them, may be trained and count. Both methods are differentiable pure
+    functions.
 
     Example:
         >>> g = LipschitzMLP(3, (64,), norm=PathNorm())

@@ -37,10 +37,10 @@ class OperatorNorm(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, weight: Tensor) -> Tensor:
-        """An upper bound on the induced norm, a scalar tensor."""
+        """An upper bound on the induced norm, a scalar tensor; with a finite gradient at 0, where layers may start."""
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
-        """A weight of norm at most ``bound``; the identity where the weight already fits."""
+        """A weight of norm at most ``bound``, by its scale; the identity where the weight already fits."""
         return weight * (bound / self.measure(weight).clamp(min=bound))
 
     def project_all(self, weights: Sequence[Tensor], bound: float) -> list[Tensor]:
