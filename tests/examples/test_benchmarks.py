@@ -72,7 +72,7 @@ class TestVariance:
 
 class TestDense:
     def test_all_losses_are_one(self):
-        flow, x = dense.dense_flow(4, "Relative", fp.ExactValue()), torch.randn(7, 4)
+        flow, x = dense.dense_flow(4, fp.Relative(), fp.ExactValue()), torch.randn(7, 4)
         wanted = dense.ours(flow, x) - 2 * math.log(2 * math.pi)
         torch.testing.assert_close(dense.slogdet(flow, x), wanted)
         torch.testing.assert_close(dense.jacobian(flow, x), wanted)
