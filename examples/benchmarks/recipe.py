@@ -30,28 +30,24 @@ MLP = fp.LipschitzMLP
 DEEP = (128, 128)
 
 
-class HalfSine(Activation):
-    """The mean of x and sin x, of slope between 0 and 1."""
+class Smooth(Activation):
+    """An element-wise activation by its value and slope."""
+
+    def __init__(self, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.value, self.slope = value, slope
 
     def forward(self, x: Tensor) -> Tensor:
         """The value."""
-        return (x + x.sin()) / 2
+        return self.value(x)
 
     def derivative(self, x: Tensor) -> Tensor:
         """The slope."""
-        return (1 + x.cos()) / 2
+        return self.slope(x)
 
 
-class Tanh(Activation):
-    """tanh with its slope."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The value."""
-        return x.tanh()
-
-    def derivative(self, x: Tensor) -> Tensor:
-        """The slope."""
-        return 1 - x.tanh().square()
+HALF_SINE = partial(Smooth, lambda x: (x + x.sin()) / 2, lambda x: (1 + x.cos()) / 2)
+TANH = partial(Smooth, torch.tanh, lambda x: 1 - x.tanh().square())
 
 
 def orthonormal(square: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,8 +111,8 @@ RECIPES: dict[str, Callable[[int], nn.Module]] = {
     "last layer zero": partial(MLP, zero_last=True),
     "dense concatenation": partial(fp.LipschitzDenseNet, norm=fp.InfNorm(), activation=fp.Sine),
     "published": partial(MLP, hidden_features=DEEP, norm=fp.Gram(), activation=fp.LipSwish, bound=0.9, zero_last=True),
-    "sandwich, half sine": partial(Sandwich, activation=HalfSine),
-    "sandwich, tanh": partial(Sandwich, activation=Tanh),
+    "sandwich, half sine": partial(Sandwich, activation=HALF_SINE),
+    "sandwich, tanh": partial(Sandwich, activation=TANH),
 }
 DENSE = partial(fp.DenseTransform, activation=None, init=fp.ScaledIdentity())
 BEFORE: dict[
