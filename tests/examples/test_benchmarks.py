@@ -48,6 +48,7 @@ class TestModels:
         torch.testing.assert_close(likelihood_loss(parts, x), wanted)
 
 
+@pytest.mark.slow
 class TestVariance:
     @pytest.fixture(autouse=True)
     def _double(self):
@@ -59,7 +60,6 @@ class TestVariance:
         assert float(found["Krylov"].max()) < 1e-20
         assert float(found["PowerSeries"].min()) > 1e-3
 
-    @pytest.mark.slow
     def test_lengths_average_to_the_limit(self):
         g = variance.Linear(0.2 * torch.randn(16, 4, 4))
         wanted = variance.estimate(g, fp.Krylov(terms=fp.Truncated(5), control=None))
