@@ -28,11 +28,6 @@ from common.training import Options, Training, constant, nll
 
 BATCH, LAYERS, ACTIVATION = 100, 2, fp.SmoothLeakyReLU(0.3)
 Gradient = fp.Euclidean | fp.Relative | fp.TransposedRelative
-GRADIENTS: dict[str, Gradient] = {
-    "Euclidean": fp.Euclidean(),
-    "Relative": fp.Relative(),
-    "TransposedRelative": fp.TransposedRelative(),
-}
 Loss = Callable[[fp.ComposedTransform, Tensor], Tensor]
 
 
@@ -47,10 +42,10 @@ class Settings(Recorded):
     lr: float = 0.1  # of gradient descent
 
 
-def dense_flow(features: int, gradient: str, value: fp.ExactValue | fp.Deferred) -> fp.ComposedTransform:
+def dense_flow(features: int, gradient: Gradient, value: fp.ExactValue | fp.Deferred) -> fp.ComposedTransform:
     """Dense transforms, the last without activation."""
     activations = [ACTIVATION] * (LAYERS - 1) + [None]
-    parts = (fp.DenseTransform(features, activation=a, gradient=GRADIENTS[gradient], value=value) for a in activations)
+    parts = (fp.DenseTransform(features, activation=a, gradient=gradient, value=value) for a in activations)
     return fp.ComposedTransform(*parts)
 
 
@@ -101,14 +96,14 @@ def ours(flow: fp.ComposedTransform, x: Tensor) -> Tensor:
     return -log_prob(flow, x)
 
 
-METHODS: dict[str, tuple[Loss, str, fp.ExactValue | fp.Deferred]] = {
-    "no log-det": (no_log_det, "Relative", fp.ExactValue()),
-    "Relative, Deferred": (ours, "Relative", fp.Deferred(every=100)),
-    "Relative, ExactValue": (ours, "Relative", fp.ExactValue()),
-    "TransposedRelative, Deferred": (ours, "TransposedRelative", fp.Deferred(every=100)),
-    "Euclidean": (ours, "Euclidean", fp.ExactValue()),
-    "slogdet by autograd": (slogdet, "Relative", fp.ExactValue()),
-    "Jacobian by autograd": (jacobian, "Relative", fp.ExactValue()),
+METHODS: dict[str, tuple[Loss, Gradient, fp.ExactValue | fp.Deferred]] = {
+    "no log-det": (no_log_det, fp.Relative(), fp.ExactValue()),
+    "Relative, Deferred": (ours, fp.Relative(), fp.Deferred(every=100)),
+    "Relative, ExactValue": (ours, fp.Relative(), fp.ExactValue()),
+    "TransposedRelative, Deferred": (ours, fp.TransposedRelative(), fp.Deferred(every=100)),
+    "Euclidean": (ours, fp.Euclidean(), fp.ExactValue()),
+    "slogdet by autograd": (slogdet, fp.Relative(), fp.ExactValue()),
+    "Jacobian by autograd": (jacobian, fp.Relative(), fp.ExactValue()),
 }
 
 
@@ -161,10 +156,11 @@ def learning(settings: Settings) -> Iterator[Measurement]:
     """The loss of gradient descent from equal starts."""
     x = torch.tensor(make_moons(1000, noise=0.1, random_state=0)[0], dtype=torch.float32)
     x = (x - x.mean(0)) / x.std(0)
-    for name in ("Euclidean", "Relative"):
+    for gradient in (fp.Euclidean(), fp.Relative()):
+        name = type(gradient).__name__
         for seed in tqdm(range(10), desc=name):
             torch.manual_seed(seed)
-            flow = dense_flow(2, name, fp.ExactValue())
+            flow = dense_flow(2, gradient, fp.ExactValue())
             options = Options(steps=settings.epochs, lr=settings.lr, schedule=constant)
             training = Training(flow, nll(partial(log_prob, flow)), lambda _: x, options)
             training.optimizer = torch.optim.SGD(flow.parameters(), settings.lr)

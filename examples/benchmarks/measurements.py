@@ -96,9 +96,12 @@ def rounded(value: Any) -> Any:  # noqa: ANN401 -- numbers, pairs of them, and u
     """To `DIGITS` digits, and None where JSON has no such number."""
     if isinstance(value, tuple):
         return [rounded(part) for part in value]
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    return value
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    number = float(f"{value:.{DIGITS}g}")
+    return int(number) if abs(number) >= 10 ** (DIGITS - 1) else number
 
 
 def command(arguments: Sequence[str]) -> str:

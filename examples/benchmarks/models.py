@@ -31,6 +31,14 @@ def _(module: Counting) -> fp.LipschitzBound:
     return fp.lipschitz_bound(module.g)
 
 
+def inverted(g: nn.Module, solver: fp.FixedPoint | fp.Anderson, y: Tensor) -> tuple[Tensor, float]:
+    """The solution of ``x + g(x) = y``, and the evaluations of g a row it took."""
+    counting = Counting(g)
+    with torch.no_grad(), fp.no_logdet():
+        x = fp.ResidualTransform(counting, solver=solver).eval().inverse(y)[0]
+    return x, counting.samples / len(y)
+
+
 def trained_stack(rows: Tensor, transforms: int, steps: int) -> fp.ResidualStack:
     """A stack at its defaults, trained on a table ``(rows, features)``; in eval mode."""
     flow = fp.ResidualStack(rows.shape[1], transforms).to(rows.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import flowplug as fp
-from benchmarks.models import Counting
+from benchmarks.models import inverted
 from common import memory
 from common.command import parse
 from common.report import markdown
@@ -57,12 +57,10 @@ def stretched(features: int, bound: float) -> fp.LipschitzMLP:
 @torch.no_grad()
 def curve(g: fp.LipschitzMLP, solver: str, x: Tensor) -> dict[float, tuple[float, float]]:
     """(evaluations per sample, largest error) for every tolerance."""
-    y, points = x + g(x), {}
+    points = {}
     for tolerance in TOLERANCES:
-        counting = Counting(g)
-        with fp.no_logdet():
-            back = fp.ResidualTransform(counting, solver=SOLVERS[solver](tolerance)).inverse(y)[0]
-        points[tolerance] = (counting.samples / len(x), float((back - x).abs().max()))
+        back, evaluations = inverted(g, SOLVERS[solver](tolerance), x + g(x))
+        points[tolerance] = (evaluations, float((back - x).abs().max()))
     return points
 
 

@@ -69,6 +69,10 @@ class TestFigures:
     def test_numbers_that_json_has_not_are_none(self):
         assert line("T", {}, {"x": math.nan})["figures"]["x"] == {"value": None, "unit": ""}
 
+    def test_numbers_have_four_digits(self):
+        figures = line("T", {}, {str(x): x for x in (12345.6, 0.0123456, 7)})["figures"]
+        assert [figure["value"] for figure in figures.values()] == [12350, 0.01235, 7]
+
     def test_medians_have_quartiles(self):
         assert median([3.0, 1.0, 2.0], "s") == Figure(2.0, "s", quartiles=(1.0, 3.0))
 
