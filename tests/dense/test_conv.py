@@ -157,3 +157,8 @@ def test_singular_kernels():
     transform.weight.data[0, 0, 0, 1] = 1 + torch.finfo(transform.weight.dtype).eps
     with pytest.raises(fp.SingularMatrixError, match="its condition number is"):
         transform.inverse(torch.randn(1, 4, 4))
+
+
+def test_empty_kernels():
+    with pytest.raises(ValueError, match="got 3 and 0"):
+        fp.CircularConv2d(3, 0)
