@@ -8,7 +8,7 @@ from torch import nn
 
 import flowplug as fp
 from cases import residual, small_mlp
-from helpers import assert_all_close
+from helpers import SOLVERS, assert_all_close, sequential
 
 
 class TestBound:
@@ -32,6 +32,44 @@ class TestBound:
                 call(x)
 
 
+class TestBoundIsMeasuredOnce:
+    """In a pass, whoever asks for it."""
+
+    CERTIFIED = fp.Roulette(fp.Certified(), exact=1)
+    LOGDETS = (fp.ExactLogDet(), fp.PowerSeries(terms=CERTIFIED), fp.Krylov(terms=CERTIFIED))
+
+    @pytest.fixture(params=["network", "plain"])
+    def counted(self, request, monkeypatch):
+        """A branch g, and a list that grows by every measurement of its bound in a pass."""
+        g, calls = small_mlp() if request.param == "network" else sequential(), []
+        owner = g if request.param == "network" else fp.Branch
+        measure = owner.certify
+        monkeypatch.setattr(owner, "certify", lambda *arguments: calls.append(1) or measure(*arguments))
+        return g, calls
+
+    @pytest.mark.parametrize("logdet", LOGDETS)
+    def test_forward(self, counted, logdet):
+        g, calls = counted
+        transform, x = fp.ResidualTransform(g, logdet=logdet, eval_logdet=logdet), torch.randn(50, 3)
+        calls.clear()  # of the check at construction
+        transform(x)
+        assert len(calls) == (0 if logdet == fp.ExactLogDet() else 1)
+        calls.clear()
+        transform.eval()(x)
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("solver", SOLVERS)
+    @pytest.mark.parametrize("logdet", LOGDETS)
+    def test_inverse_and_its_derivative(self, counted, logdet, solver):
+        g, calls = counted
+        transform = fp.ResidualTransform(g, eval_logdet=logdet, solver=solver).eval()
+        calls.clear()
+        x, _ = transform.inverse(torch.randn(20, 3))
+        assert len(calls) == 1
+        x.sum().backward()
+        assert len(calls) == 1
+
+
 class TestNotFinite:
     def test_one_row_that_is_not_finite_is_named(self):
         y = torch.randn(5, 3)
@@ -51,11 +89,10 @@ class TestNotFinite:
 class TestPieces:
     """Without a graph, rows are evaluated chunk_size at a time."""
 
-    @pytest.mark.parametrize("context", [None, torch.randn(7, 1, 2, device="cpu", dtype=torch.float64)])
+    @pytest.mark.parametrize("width", [0, 2])
     @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), fp.Krylov(terms=fp.Truncated(3))])
-    def test_pieces_give_what_the_whole_gives(self, context, logdet, eps):
-        g = small_mlp(context_features=0 if context is None else 2)
-        context = None if context is None else context.to(torch.empty(()))
+    def test_pieces_give_what_the_whole_gives(self, width, logdet, eps):
+        g, context = small_mlp(context_features=width), torch.randn(7, 1, width) if width else None
         whole, pieces = (fp.ResidualTransform(g, logdet=logdet, chunk_size=size) for size in (1000, 4))
         x = torch.randn(7, 5, 3)
         with torch.no_grad():

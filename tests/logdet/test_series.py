@@ -1,6 +1,7 @@
 """Every series against the exact log-det, by z-tests and by its own bound."""
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -130,3 +131,43 @@ class TestConverged:
             got = value_and_gradients(g, logdet, x)
         assert sizes[0] == 4
         assert_all_close(got, value_and_gradients(g, fp.ExactLogDet(), x), 1e-3)
+
+
+@dataclass(frozen=True)
+class OfTwoTerms(fp.Neumann):
+    """A user's gradient, which refuses longer series."""
+
+    def check(self, series):
+        if series.terms != fp.Truncated(2):
+            raise TypeError(f"OfTwoTerms() got {series.terms}")
+
+
+class TestCheck:
+    @pytest.mark.parametrize("make", [fp.Krylov, fp.PowerSeries])
+    @pytest.mark.parametrize(
+        "gradient", [OfTwoTerms(), fp.Recompute(OfTwoTerms()), fp.Recompute(fp.Recompute(OfTwoTerms()))]
+    )
+    def test_a_series_asks_its_gradient(self, gradient, make):
+        series = make(terms=fp.Truncated(2), gradient=gradient)
+        assert fp.ResidualTransform(small_mlp(), logdet=series)(torch.randn(4, 3))[1].shape == (4,)
+        with pytest.raises(TypeError, match=r"OfTwoTerms\(\) got Truncated\(n=3\)"):
+            replace(series, terms=fp.Truncated(3))
+        with pytest.raises(TypeError, match=r"OfTwoTerms\(\) got Roulette"):
+            make(gradient=gradient)
+
+    @pytest.mark.parametrize("gradient", [fp.Neumann(), fp.Recompute()])
+    @pytest.mark.parametrize("series", [fp.Krylov(), fp.PowerSeries()])
+    def test_neumann_differentiates_every_series(self, series, gradient):
+        gradient.check(series)
+        assert replace(series, gradient=gradient).gradient == gradient
+
+    def test_a_subclass_is_refused_by_its_own_name(self):
+        class Own(fp.Krylov):
+            pass
+
+        with pytest.raises(TypeError, match=r"Own\(gradient=...\) must not be Autograd"):
+            Own(gradient=fp.Autograd())
+
+    def test_the_interface_is_abstract(self):
+        with pytest.raises(TypeError, match="abstract"):
+            fp.Gradient()

@@ -1,6 +1,7 @@
 """How many terms: weighted for what they skip, row by row."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -47,6 +48,30 @@ def test_counts_are_fixed_as_long_as_a_group_is_left():
         assert {count for _, count in steps[2:]} <= {10}
         lengths.add(len(steps))
     assert len(lengths) > 1
+
+
+@dataclass(frozen=True)
+class ByTheBound:
+    """A user's own: as many terms as bring the bias of a term below a hundredth."""
+
+    rtol = 0.0
+
+    def schedule(self, count, branch, generator):
+        return [(1.0, count)] * math.ceil(math.log(0.01) / math.log(float(branch.lipschitz_bound())))
+
+    def decay(self, bound):
+        return 1.0
+
+
+@pytest.mark.parametrize(("bound", "n"), [(0.1, 2), (0.5, 7)])
+@pytest.mark.parametrize("make", [fp.Krylov, fp.PowerSeries])
+def test_users_terms_see_the_branch_of_the_pass(make, bound, n, eps):
+    g, x = Scale(bound), torch.randn(5, 9)
+    ladjs = [
+        make(terms=terms)(fp.Branch.of(g, None), x, fp.Noise(torch.tensor(3)))[1]
+        for terms in (ByTheBound(), fp.Truncated(n))
+    ]
+    torch.testing.assert_close(*ladjs, atol=10 * eps, rtol=0)
 
 
 def test_no_rows():
