@@ -132,6 +132,7 @@ def test_small_branch_is_inverted_through_a_dropped_context():
     assert torch.equal(transform.inverse(y, torch.randn(9))[0], transform.inverse(y)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), fp.Krylov(terms=fp.Truncated(3)), fp.Krylov()])
 @pytest.mark.usefixtures("users_defaults")
 @pytest.mark.filterwarnings("ignore")  # those of dynamo about what it traces
@@ -149,6 +150,7 @@ def test_compiled_block_gives_the_same_numbers(logdet):
     assert_all_close(results[1], results[0], 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("users_defaults")
 @pytest.mark.filterwarnings("ignore")  # those of dynamo about what it traces
 def test_roulette_breaks_no_compiled_graph():

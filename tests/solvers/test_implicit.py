@@ -26,6 +26,7 @@ class TestDerivatives:
         norm, solver = request.param
         return residual(context_features=2, norm=norm, solver=solver).double()
 
+    @pytest.mark.slow
     def test_gradcheck_of_both_outputs(self, transform):
         y, context = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
         # Weights that are close to 0 initially move away from there, where the norm has a kink.

@@ -34,6 +34,7 @@ def _(module: Wrong):
 
 class TestRoundTrip:
     # 0.97 per residual layer, and 0.97 per layer of g.
+    @pytest.mark.slow
     @pytest.mark.parametrize("bound", [0.97, 0.97**3])
     @pytest.mark.parametrize("norm", [fp.InfNorm(), fp.Gram()])
     @pytest.mark.parametrize("solver", SOLVERS)
