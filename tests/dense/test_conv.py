@@ -101,6 +101,7 @@ def test_directions_descend(gradient):
     assert float(torch.linalg.eigvalsh(matrix)[0]) > 1e-6
 
 
+@pytest.mark.slow
 def test_learns_to_whiten_textures():
     """Images that a convolution has blurred: at the optimum the outputs are white noise, log-det and all."""
     blur = random(fp.CircularConv2d(1, 3, bias=False))

@@ -104,6 +104,7 @@ class TestGradients:
         for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, atol=1e4 * eps, rtol=1e4 * eps)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("gradient", [fp.Relative(), fp.TransposedRelative()])
     def test_data_off_the_origin(self, gradient):
         """Without the log-det's part in the bias this settles at another point: at the optimum E[y] = 0, Cov[y] = I."""

@@ -37,8 +37,11 @@ class TestLinearBranch:
 
     # The survival 0.97 exceeds 0.9 ** 2 and 0.98 ** 2: the variance is finite. 1,000 draws find a bias of a quarter of
     # a standard deviation of one draw with probability 0.999. For Krylov the second term is an invariant subspace.
-    @pytest.mark.parametrize("name", SERIES)
-    @pytest.mark.parametrize("a", [-0.98, 0.9])
+    @pytest.mark.parametrize(
+        "name",
+        [pytest.param(n, marks=pytest.mark.slow if series.terms == LONG else ()) for n, series in SERIES.items()],
+    )
+    @pytest.mark.parametrize("a", [pytest.param(-0.98, marks=pytest.mark.slow), 0.9])
     def test_estimates(self, a, name):
         transform, x = fp.ResidualTransform(Scale(a), logdet=SERIES[name]), torch.randn(3, 2)
         weights = torch.linspace(0, 1, 3)

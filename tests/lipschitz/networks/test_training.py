@@ -7,6 +7,8 @@ import torch
 
 import flowplug as fp
 
+pytestmark = pytest.mark.slow
+
 EXACT_ORDERS = (1.0, 2.0, math.inf)
 
 
