@@ -63,7 +63,7 @@ class ByTheBound:
         return 1.0
 
 
-@pytest.mark.parametrize(("bound", "n"), [(0.1, 2), (0.5, 7)])
+@pytest.mark.parametrize(("bound", "n"), [(0.2, 3), (0.5, 7)])
 @pytest.mark.parametrize("make", [fp.Krylov, fp.PowerSeries])
 def test_users_terms_see_the_branch_of_the_pass(make, bound, n, eps):
     g, x = Scale(bound), torch.randn(5, 9)

@@ -60,6 +60,7 @@ def test_bad_settings():
         fp.PowerIteration(max_iterations=0)
 
 
+@pytest.mark.slow
 def test_power_iteration_keeps_its_tolerance_at_every_step():
     layer = fp.LipschitzLinear(16, 16, bound=0.9, norm=fp.PowerIteration())
     g = nn.Sequential(layer, nn.Tanh(), fp.LipschitzLinear(16, 16, bound=0.9))
