@@ -22,14 +22,12 @@ TYPICAL = {
 }
 
 
-def cases():
-    for name, row in TABLE.items():
-        for law in (law for law in LAWS if law not in row.exempt):
-            slow = law in DEAR and name not in TYPICAL
-            yield pytest.param(name, law, marks=pytest.mark.slow if slow else ())
+def case(name, law):
+    slow = law in DEAR and name not in TYPICAL
+    return pytest.param(name, law, marks=pytest.mark.slow if slow else ())
 
 
-@pytest.mark.parametrize(("name", "law"), cases())
+@pytest.mark.parametrize(("name", "law"), [case(n, law) for n in TABLE for law in LAWS if law not in TABLE[n].exempt])
 def test_law(name, law):
     row = TABLE[name]
     LAWS[law](Case(row.make, *row.inputs()))
