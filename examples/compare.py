@@ -8,283 +8,118 @@ a table and writes it, with a picture of 2-D marginals, to the output folder.
     python examples/compare.py --data FILE.npz --seconds 60     # arrays train, val and test of shape (rows, features)
 """
 
-import argparse
-import copy
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nflows.distributions
-import nflows.flows
-import nflows.nn.nets
-import nflows.transforms
-import normflows as nf
-import numpy as np
 import torch
 import zuko
-from sklearn.datasets import load_breast_cancer
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 import flowplug as fp
 import flowplug_nflows
 import flowplug_normflows
 import flowplug_zuko
+from common import tables, training
+from common.command import OptionError, among, parse, positive, refusing, usable
+from common.densities import Density, nflows_density, normflows_density, zuko_density
+from common.layers import affine_coupling, autoregression, spline_coupling
+from common.provenance import provenance
+from common.report import write_text
+from common.tables import Table
+from common.trial import SAMPLES, table, trial
+from uci.models import Host, arranged
 
-SAMPLES = 1000
+HIDDEN = 128  # width of all networks but those of the splines
 
 
-@dataclass
-class Data:
-    """A table, standardised by its training rows; each part is ``(rows, features)``."""
+@dataclass(frozen=True)
+class Comparison:
+    """A host's stock flow by its name, and the patterns of it and of its mixture, as `uci.models.arranged` has them."""
 
     name: str
-    train: Tensor
-    val: Tensor
-    test: Tensor
+    host: Host
+    stock: str
+    mixed: str
+
+    def models(self, features: int) -> dict[str, Callable[[], Density]]:
+        """The three flows by name."""
+        make = partial(arranged, self.host, features=features, hidden=HIDDEN)
+        return {
+            self.name: lambda: make(self.stock),
+            f"{self.name} + residual": lambda: make(self.mixed),
+            f"{self.name.partition(':')[0]}: pure residual": lambda: self.pure(features),
+        }
+
+    def pure(self, features: int) -> Density:
+        """Ten residual transforms of flowplug on the host's base."""
+        return self.host.density(features, [self.host.wrap(fp.ResidualStack(features, 10, (HIDDEN,)))])
 
 
-@dataclass
-class Model:
-    """What is compared, behind one face for all hosts; calls take and give ``(rows, features)``."""
-
-    name: str
-    module: nn.Module
-    log_prob: Callable[[Tensor], Tensor]
-    sample: Callable[[int], Tensor]
-    round_trip: Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Result:
-    """One row of the table."""
-
-    model: str
-    test_log_likelihood: float
-    two_standard_errors: float
-    parameters: int
-    steps_per_second: float
-    sampling_ms: float
-    round_trip_error: float
-
-
-def load_data(path: Path | None, device: str) -> Data:
-    """Reads an .npz file, or splits and standardises the default table.
-
-    Raises:
-        ValueError: The file lacks an array, an array is not a table of finite numbers of one width, or a feature is
-            constant in the training rows, where it has no density.
-    """
-    if path is None:
-        name = "UCI Breast Cancer Wisconsin, log of 30 measurements"
-        table = np.log(load_breast_cancer().data + 0.01)  # positive and skewed, with some zeros
-        table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0)).numpy()]
-        arrays = dict(zip(("train", "val", "test"), np.split(table, [341, 455]), strict=True))
-    else:
-        name = path.stem
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"train", "val", "test"} - set(file.files)
-            if missing:
-                raise ValueError(f"{path} lacks the arrays {sorted(missing)}; it holds {file.files}")
-            arrays = {part: file[part] for part in ("train", "val", "test")}
-    widths = {array.shape[1:] for array in arrays.values()}
-    if len(widths) != 1 or any(array.ndim != 2 or not np.isfinite(array).all() for array in arrays.values()):
-        raise ValueError(f"train, val and test must be finite tables of one width; got widths {widths}")
-    mean, std = arrays["train"].mean(0), arrays["train"].std(0)
-    if not std.all():
-        raise ValueError(f"features {np.flatnonzero(std == 0).tolist()} are constant in train: leave them out")
-    parts = {part: torch.tensor((array - mean) / std, dtype=torch.float32) for part, array in arrays.items()}
-    return Data(name, **{part: tensor.to(device) for part, tensor in parts.items()})
+HOSTS = {
+    "nflows": Comparison(  # rational-quadratic spline couplings with LU layers between (Durkan et al. 2019)
+        "nflows: RQ-NSF coupling",
+        Host(
+            lambda features, _, i: spline_coupling(features, 64, i, tail_bound=4.0),
+            flowplug_nflows.NflowsTransform,
+            nflows_density,
+        ),
+        stock="hhhhhh",
+        mixed="rhhrhhrh",
+    ),
+    "normflows": Comparison(  # affine couplings with LU layers between (Dinh et al. 2017)
+        "normflows: Real NVP",
+        Host(lambda *sizes: affine_coupling(*sizes)[::-1], flowplug_normflows.NormflowsFlow, normflows_density),
+        stock="hhhhhhhh",
+        mixed="hhrhhrhhr",
+    ),
+    "zuko": Comparison(  # masked autoregressions (Papamakarios et al. 2017)
+        "zuko: MAF",
+        Host(partial(autoregression, zuko.flows.MAF), flowplug_zuko.ZukoTransform, zuko_density),
+        stock="hhhhh",
+        mixed="rhhrhh",
+    ),
+}
 
 
-def nflows_models(features: int) -> list[Callable[[], Model]]:
-    """Rational-quadratic spline couplings with LU layers between (Durkan et al. 2019)."""
+@dataclass(frozen=True)
+class Options:
+    """The command line; comments are its help."""
 
-    def coupling(i: int) -> nn.Module:
-        def network(inputs: int, outputs: int) -> nn.Module:
-            return nflows.nn.nets.ResidualNet(inputs, outputs, hidden_features=64, num_blocks=1)
+    data: str = tables.EMBEDDED  # .npz file with arrays train, val and test, or breast-cancer
+    seconds: float | None = None  # training time of each model; 20 without --steps
+    steps: int | None = None  # training steps of each model, instead of --seconds
+    device: str = "cpu"  # cpu, cuda, ...
+    hosts: tuple[str, ...] = tuple(HOSTS)  # hosts to compare
+    out: Path = Path("compare_out")  # folder written to
+    lr: float = 5e-3  # largest learning rate
+    batch: int = 256  # rows per step
+    seed: int = 0  # seed of each model
 
-        mask = nflows.utils.create_alternating_binary_mask(features, even=i % 2 == 0)
-        return nflows.transforms.PiecewiseRationalQuadraticCouplingTransform(
-            mask, network, num_bins=8, tails="linear", tail_bound=4.0
-        )
+    def __post_init__(self) -> None:
+        among(self, "hosts", HOSTS)
+        usable(self)
+        positive(self, "seconds", "steps", "lr", "batch")
+        if self.seconds is not None and self.steps is not None:
+            raise OptionError("--steps is not allowed with --seconds: give one of them")
 
-    def residual() -> list[nn.Module]:
-        return [
-            flowplug_nflows.NflowsTransform(fp.ActNorm(features)),
-            flowplug_nflows.ResidualTransform(features, hidden_features=128),
-        ]
+    @property
+    def training(self) -> training.Options:
+        """Those of the training loop."""
+        seconds = (self.seconds or 20.0) if self.steps is None else None
+        return training.Options(steps=self.steps, seconds=seconds, lr=self.lr, warmup=100, clip=100.0, batch=self.batch)
 
-    def build(name: str, couplings: int, residuals: int) -> Model:
-        layers: list[nn.Module] = []
-        for i in range(couplings):
-            layers += residual() if i % 2 == 0 and i < 2 * residuals else []
-            layers += [nflows.transforms.LULinear(features), coupling(i)]
-        flow = nflows.flows.Flow(
-            nflows.transforms.CompositeTransform(layers), nflows.distributions.StandardNormal([features])
-        )
-        return wrap(name, flow)
-
-    def wrap(name: str, flow: nflows.flows.Flow) -> Model:
-        transform = flow._transform
-        return Model(name, flow, flow.log_prob, flow.sample, lambda x: transform.inverse(transform(x)[0])[0])
-
-    def pure() -> Model:
-        return wrap("nflows: pure residual", flowplug_nflows.ResidualFlow(features, 128, 10, 1))
-
-    return [
-        lambda: build("nflows: RQ-NSF coupling", 6, 0),
-        lambda: build("nflows: RQ-NSF coupling + residual", 5, 3),
-        pure,
-    ]
+    @property
+    def budget(self) -> str:
+        """How long each model is trained, in words."""
+        return f"{self.steps} steps" if self.steps else f"{self.training.seconds:g} s"
 
 
-def normflows_models(features: int) -> list[Callable[[], Model]]:
-    """Affine couplings (Real NVP) with LU layers between (Dinh et al. 2017)."""
-    half = (features + 1) // 2
-
-    def coupling() -> list[nn.Module]:
-        network = nf.nets.MLP([half, 128, 128, 2 * (features - half)], init_zeros=True)
-        block = nf.flows.AffineCouplingBlock(network, scale_map="sigmoid")
-        return [nf.flows.LULinearPermute(features), block]
-
-    def residual(*before: fp.Transform) -> list[nn.Module]:
-        net = fp.LipschitzMLP(features, (128,))
-        return [flowplug_normflows.Residual(net), *map(flowplug_normflows.NormflowsFlow, before)]
-
-    def linear() -> list[fp.Transform]:
-        return [fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity()), fp.Whitening(features)]
-
-    def build(name: str, couplings: int, residuals: int) -> Model:
-        flows: list[nn.Module] = []
-        for i in range(couplings):
-            flows += residual(fp.ActNorm(features)) if i % 2 == 0 and i < 2 * residuals else []
-            flows += coupling()
-        return wrap(name, flows)
-
-    def wrap(name: str, flows: list[nn.Module]) -> Model:
-        model = nf.NormalizingFlow(nf.distributions.DiagGaussian(features, trainable=False), flows)
-        return Model(
-            name, model, model.log_prob, lambda n: model.sample(n)[0], lambda x: model.forward(model.inverse(x))
-        )
-
-    return [
-        lambda: build("normflows: Real NVP", 8, 0),
-        lambda: build("normflows: Real NVP + residual", 6, 3),
-        lambda: wrap("normflows: pure residual", [flow for _ in range(10) for flow in residual(*linear())]),
-    ]
-
-
-def zuko_models(features: int) -> list[Callable[[], Model]]:
-    """A masked autoregressive flow (Papamakarios et al. 2017)."""
-
-    def wrap(name: str, flow: zuko.flows.Flow) -> Model:
-        def round_trip(x: Tensor) -> Tensor:
-            transform = flow().transform
-            return transform.inv(transform(x))
-
-        return Model(name, flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)), round_trip)
-
-    def stock(transforms: int) -> zuko.flows.Flow:
-        return zuko.flows.MAF(features, transforms=transforms, hidden_features=(128, 128), randperm=True)
-
-    def mixed() -> Model:
-        flow = stock(4)
-        for i in (0, 4):
-            flow.transform.transforms.insert(i, flowplug_zuko.ZukoTransform(fp.ActNorm(features)))
-            flow.transform.transforms.insert(i + 1, flowplug_zuko.ResidualTransform(features))
-        return wrap("zuko: MAF + residual", flow)
-
-    return [
-        lambda: wrap("zuko: MAF", stock(5)),
-        mixed,
-        lambda: wrap("zuko: pure residual", flowplug_zuko.ResidualFlow(features, transforms=10)),
-    ]
-
-
-HOSTS = {"nflows": nflows_models, "normflows": normflows_models, "zuko": zuko_models}
-
-
-@torch.no_grad()
-def log_likelihoods(model: Model, x: Tensor) -> Tensor:
-    """The log-likelihood of each row, in nats, in eval mode."""
-    model.module.eval()
-    values = torch.cat([model.log_prob(rows) for rows in x.split(1000)])
-    model.module.train()
-    return values
-
-
-def train(model: Model, data: Data, args: argparse.Namespace) -> float:
-    """Maximises the likelihood for ``args.seconds``, keeps the best parameters on ``data.val``; returns steps/s."""
-    optimizer = torch.optim.Adam(model.module.parameters(), lr=args.lr)
-    best, best_state, steps, checks = -math.inf, model.module.state_dict(), 0, 0
-    bar = tqdm(total=args.seconds, desc=f"{model.name:36}", bar_format="{desc} {percentage:3.0f}%|{bar:20}| {postfix}")
-    start = time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < args.seconds or not checks:
-        done = min(elapsed / args.seconds, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (steps + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
-        rows = torch.randint(len(data.train), (args.batch,), device=data.train.device)
-        loss = -model.log_prob(data.train[rows]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.module.parameters(), 100.0)
-        optimizer.step()
-        steps += 1
-        bar.n = min(elapsed, args.seconds)
-        if done >= checks / 40:
-            checks += 1
-            value = float(log_likelihoods(model, data.val[:2000]).mean())
-            if value > best:
-                best, best_state = value, copy.deepcopy(model.module.state_dict())
-            bar.set_postfix_str(f"{steps} steps, validation {value:.3f}, best {best:.3f} nats")
-    steps_per_second = steps / (time.perf_counter() - start)
-    bar.n = args.seconds
-    bar.close()
-    model.module.load_state_dict(best_state)
-    return steps_per_second
-
-
-@torch.no_grad()
-def evaluate(model: Model, data: Data, steps_per_second: float) -> tuple[Result, Tensor]:
-    """Tests a trained model; also returns samples ``(SAMPLES, features)``."""
-    values = log_likelihoods(model, data.test)
-    model.module.eval()
-    x = data.test[:SAMPLES]
-    samples, sampling_ms, round_trip_error = x[:0].cpu(), math.nan, math.nan
-    try:
-        with fp.no_logdet():
-            round_trip_error = float((model.round_trip(x) - x).abs().max())
-            start = time.perf_counter()
-            samples = model.sample(SAMPLES).cpu()
-            sampling_ms = 1000 * (time.perf_counter() - start)
-    except fp.NonFiniteError as error:
-        print(f"{model.name} cannot sample, a host's layer overflowed: {error}")
-    parameters = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
-    spread = 2 * float(values.std()) / math.sqrt(len(values))
-    mean = float(values.mean())
-    return Result(model.name, mean, spread, parameters, steps_per_second, sampling_ms, round_trip_error), samples
-
-
-def table(results: Sequence[Result]) -> str:
-    """The results as a Markdown table."""
-    lines = [
-        f"| model | test log-likelihood (nats) +- 2 s.e. | parameters | steps/s | {SAMPLES} samples, ms | round trip |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.model} | {r.test_log_likelihood:.2f} +- {r.two_standard_errors:.2f} | {r.parameters:,} "
-        f"| {r.steps_per_second:.0f} | {r.sampling_ms:.0f} | {r.round_trip_error:.0e} |"
-        for r in results
-    ]
-    return "\n".join(lines)
-
-
-def draw(data: Data, samples: dict[str, Tensor], path: Path) -> None:
+def draw(data: Table, samples: dict[str, Tensor], path: Path) -> None:
     """Draws the first two features of the training rows and of each model's samples."""
     panels = {"data": data.train.cpu(), **samples}
     columns = min(len(panels), 5)
@@ -306,40 +141,26 @@ def draw(data: Data, samples: dict[str, Tensor], path: Path) -> None:
     plt.close(figure)
 
 
-def parse() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help=".npz file with arrays train, val and test")
-    parser.add_argument("--seconds", type=float, default=20.0, help="training time of each model (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default %(default)s)")
-    parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=list(HOSTS), help="hosts to compare (default all)")
-    parser.add_argument("--out", type=Path, default=Path("compare_out"), help="folder written to (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=5e-3, help="largest learning rate (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=256, help="rows per step (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of each model (default %(default)s)")
-    return parser.parse_args()
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, tests and reports every model."""
-    args = parse()
-    data = load_data(args.data, args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
-    print(f"{data.name}: {len(data.train)} training rows; {args.seconds:g} s a model on {args.device}")
-    results, samples = [], {}
-    for host in args.hosts:
-        for make in HOSTS[host](data.train.shape[1]):
-            torch.manual_seed(args.seed)
-            model = make()
-            model.module.to(args.device)
-            result, samples[model.name] = evaluate(model, data, train(model, data, args))
-            results.append(result)
-    report = table(results)
+    options = parse(Options, arguments, description=__doc__)
+    with refusing():
+        data = tables.load(options.data, options.device)
+    title = f"{data.name}: {len(data.train)} training rows; {options.budget} a model on {options.device}"
+    print(title)
+    lines, samples, versions = [], {}, provenance(options.device)
+    for host in options.hosts:
+        for name, make in HOSTS[host].models(data.features).items():
+            torch.manual_seed(options.seed)
+            line, samples[name] = trial(name, make().to(options.device), data, options.training)
+            lines.append(line | {"versions": versions})
+    report = table(lines)
     print(f"\n{report}")
-    (args.out / "results.md").write_text(f"{data.name}, {args.seconds:g} s a model on {args.device}\n\n{report}\n")
-    (args.out / "results.json").write_text(json.dumps([asdict(result) for result in results], indent=1))
-    draw(data, samples, args.out / "marginals.png")
-    print(f"\nwritten to {args.out}: results.md, results.json, marginals.png")
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_text(options.out / "results.md", f"{title}\n\n{report}\n")
+    write_text(options.out / "results.json", json.dumps(lines, indent=1, allow_nan=False))
+    draw(data, samples, options.out / "marginals.png")
+    print(f"\nwritten to {options.out}: results.md, results.json, marginals.png")
 
 
 if __name__ == "__main__":

@@ -96,4 +96,4 @@ from flowplug.solvers import Anderson as Anderson
 from flowplug.solvers import FixedPoint as FixedPoint
 from flowplug.solvers import Solver as Solver
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

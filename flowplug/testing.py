@@ -7,25 +7,21 @@ Works for flowplug transforms, for their adapters, and for your own: anything wi
 import copy
 import io
 import math
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowplug._comparison import ConformanceError as ConformanceError
+from flowplug._comparison import deviation, require, require_close
+from flowplug._comparison import z_test as z_test
 from flowplug._errors import NotConverged
 from flowplug._noise import no_logdet
 from flowplug._residual import ResidualTransform
 from flowplug.branch import Branch
 from flowplug.lipschitz import InducedNorm
-
-_FALSE_ALARM = 1e-6
-
-
-class ConformanceError(AssertionError):
-    """A transform breaks one of the laws."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def keeps_shape_and_dtype(case: Case) -> None:
             for direction in (transform, transform.inverse):
                 for tensor, shape in zip(direction(x, context), (x.shape, batch), strict=True):
                     got, wanted = (tensor.shape, tensor.dtype, tensor.device), (torch.Size(shape), dtype, x.device)
-                    _require(got == wanted, f"expected {wanted}, got {got}")
+                    require(got == wanted, f"expected {wanted}, got {got}")
 
 
 def leaves_inputs_alone(case: Case) -> None:
@@ -115,8 +111,8 @@ def leaves_inputs_alone(case: Case) -> None:
         for direction in (transform, transform.inverse):
             with mode():
                 output, ladj = direction(case.x, case.context)
-            _require(all(map(torch.equal, inputs, before)), "an input was changed")
-            _require(not any(tensor.requires_grad for tensor in inputs), "an input was marked requires_grad")
+            require(all(map(torch.equal, inputs, before)), "an input was changed")
+            require(not any(tensor.requires_grad for tensor in inputs), "an input was marked requires_grad")
             if mode is torch.enable_grad:
                 with torch.no_grad():
                     ladj += 1
@@ -124,7 +120,7 @@ def leaves_inputs_alone(case: Case) -> None:
                 if loss.requires_grad:  # a transform without parameters has no graph here
                     loss.backward()
             else:
-                _require(not (output.requires_grad or ladj.requires_grad), f"a graph was built under {mode.__name__}")
+                require(not (output.requires_grad or ladj.requires_grad), f"a graph was built under {mode.__name__}")
 
 
 def inverts(case: Case) -> None:
@@ -137,7 +133,7 @@ def inverts(case: Case) -> None:
                     z = back(there(case.x, case.context)[0], case.context)[0]
                 except NotConverged:
                     continue
-            _require_close("round trip", z, case.x, units=100)
+            require_close("round trip", z, case.x, units=100)
 
 
 def inverts_ladj(case: Case) -> None:
@@ -147,8 +143,8 @@ def inverts_ladj(case: Case) -> None:
         y, ladj = transform(case.x, case.context)
         again = transform(case.x, case.context)
         inverse_ladj = transform.inverse(y, case.context)[1]
-    _require(torch.equal(y, again[0]) and torch.equal(ladj, again[1]), "two calls in eval mode disagree")
-    _require_close("ladj of the inverse", inverse_ladj, -ladj)
+    require(torch.equal(y, again[0]) and torch.equal(ladj, again[1]), "two calls in eval mode disagree")
+    require_close("ladj of the inverse", inverse_ladj, -ladj)
 
 
 def estimates_ladj(case: Case) -> None:
@@ -187,9 +183,9 @@ def reaches_every_parameter(case: Case) -> None:
         (output.square().sum() + ladj.sum()).backward()
         leaves = {**dict(transform.named_parameters()), "the input": x}
         for name, leaf in leaves.items() if context is None else {**leaves, "the context": context}.items():
-            _require(leaf.grad is not None, f"{name} got no gradient")
-            _require(bool(leaf.grad.isfinite().all()), f"the gradient of {name} is not finite")
-            _require(name != "the context" or bool(leaf.grad.any()), "the output does not depend on the context")
+            require(leaf.grad is not None, f"{name} got no gradient")
+            require(bool(leaf.grad.isfinite().all()), f"the gradient of {name} is not finite")
+            require(name != "the context" or bool(leaf.grad.any()), "the output does not depend on the context")
 
 
 def differentiates_the_inverse(case: Case) -> None:
@@ -204,7 +200,7 @@ def differentiates_the_inverse(case: Case) -> None:
     loss = (weights * output).sum() + (ladj + inverse_ladj).sum()
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     for gradient, wanted in zip(gradients, [weights, *map(torch.zeros_like, leaves[1:])], strict=True):
-        _require_close("gradient of forward(inverse(y))", gradient, wanted, units=10_000)
+        require_close("gradient of forward(inverse(y))", gradient, wanted, units=10_000)
 
 
 def respects_its_bound(case: Case) -> None:
@@ -225,7 +221,7 @@ def respects_its_bound(case: Case) -> None:
         order = 2.0 if lipschitz.domain is None else lipschitz.domain
         # From below where the norm has no closed form.
         largest = max(float(InducedNorm(order, order).estimate(matrix)) for matrix in jacobian.flatten(2))
-        _require(largest <= float(lipschitz) * 1.00001, f"a Jacobian of norm {largest} exceeds the bound {lipschitz}")
+        require(largest <= float(lipschitz) * 1.00001, f"a Jacobian of norm {largest} exceeds the bound {lipschitz}")
 
 
 def saves_and_copies(case: Case) -> None:
@@ -238,11 +234,11 @@ def saves_and_copies(case: Case) -> None:
     buffer.seek(0)
     twins = {"state_dict": fresh, "deepcopy": copy.deepcopy(transform)}
     twins["pickle"] = torch.load(buffer, weights_only=False)
-    _require(type(transform).__name__ in repr(transform), "repr does not name the class")
+    require(type(transform).__name__ in repr(transform), "repr does not name the class")
     with torch.no_grad():
         wanted = transform(case.x, case.context)
         for way, twin in twins.items():
-            _require(all(map(torch.equal, twin(case.x, case.context), wanted)), f"{way} changes the outputs")
+            require(all(map(torch.equal, twin(case.x, case.context), wanted)), f"{way} changes the outputs")
 
 
 def refuses_unknown_keywords(case: Case) -> None:
@@ -269,36 +265,10 @@ LAWS: dict[str, Callable[[Case], None]] = {
 }
 
 
-def z_test(name: str, draws: Iterator[Sequence[Tensor]], truth: Sequence[Tensor]) -> float:
-    """Compares the mean of independent draws with the truth, entry by entry.
-
-    Args:
-        name: What is drawn, for the message.
-        draws: Each a sequence of tensors shaped like ``truth``.
-        truth: The exact expectations.
-
-    Returns:
-        The largest absolute z-score.
-
-    Raises:
-        ConformanceError: A z-score exceeds the threshold at which a correct estimator fails once in a million.
-    """
-    flat = torch.stack([torch.cat([part.flatten() for part in draw]) for draw in draws])
-    wanted = torch.cat([part.flatten() for part in truth])
-    mean, std = flat.mean(0), flat.std(0)
-    # Entries that do not vary must be right to rounding; the floor gives them a standard error of that size.
-    floor = 100 * torch.finfo(flat.dtype).eps * (1 + wanted.abs())
-    z = (mean - wanted).abs() / (std / math.sqrt(len(flat)) + floor)
-    threshold = statistics.NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * len(wanted)))
-    largest = float(z.max())
-    _require(largest <= threshold, f"{name}: |z| = {largest:.3g} over {len(flat)} draws, allowed {threshold:.3g}")
-    return largest
-
-
 def _require_mean(name: str, case: Case, draw: Callable[[], Sequence[Tensor]], truth: Sequence[Tensor]) -> None:
     first, second = draw(), draw()
     allowed = 10_000 * torch.finfo(case.x.dtype).eps
-    exact = all(_deviation(name, got, wanted) <= allowed for got, wanted in zip(first, truth, strict=True))
+    exact = all(deviation(name, got, wanted) <= allowed for got, wanted in zip(first, truth, strict=True))
     # Two draws of an estimate may coincide by chance; where they are not exact as well, their mean is tested.
     if not (exact and all(map(torch.equal, first, second))):
         z_test(name, (draw() for _ in range(case.draws)), truth)
@@ -318,18 +288,3 @@ def _exact_ladj(
     ]
     ladj: Tensor = torch.linalg.slogdet(torch.stack(rows, dim=1)).logabsdet
     return ladj
-
-
-def _require_close(name: str, got: Tensor, wanted: Tensor, *, units: float = 1000) -> None:
-    worst, allowed = _deviation(name, got, wanted), units * torch.finfo(wanted.dtype).eps
-    _require(worst <= allowed, f"{name}: relative deviation {worst:.3g}, allowed {allowed:.3g}")
-
-
-def _deviation(name: str, got: Tensor, wanted: Tensor) -> float:
-    _require(got.shape == wanted.shape, f"{name}: expected shape {tuple(wanted.shape)}, got {tuple(got.shape)}")
-    return float(((got - wanted).abs() / (1 + wanted.abs())).max()) if wanted.numel() else 0.0
-
-
-def _require(condition: bool, message: str) -> None:  # noqa: FBT001 -- reads like assert
-    if not condition:
-        raise ConformanceError(message)

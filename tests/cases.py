@@ -196,6 +196,11 @@ def normflows_residual(**k):
     return on(NormflowsView, flowplug_normflows.Residual, net=small_mlp(context_features=2))(**k)
 
 
+def normflows_features(**k):
+    make, options = flowplug_normflows.Residual, {"hidden_features": (8, 8), "bound": 0.7, "context_features": 2}
+    return on(NormflowsView, make, net=3, logdet=fp.Krylov(), eval_logdet=fp.Krylov(), **options)(**k)
+
+
 def normflows_own_net(**k):
     # The power iteration of normflows stops a little below the norm.
     net = nf.nets.LipschitzMLP([3, 8, 3], lipschitz_const=0.8, init_zeros=False)
@@ -234,6 +239,7 @@ ADAPTERS = {
     "nflows Whitening": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.Whitening(3), **k))),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),
+    "normflows features": Row(normflows_features, context=2),
     # normflows' layers multiply by ones of torch's default dtype: they run in no other.
     "normflows own net": Row(normflows_own_net, exempt=("shape and dtype",)),
     "normflows Whitening": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.Whitening(3), **k))),

@@ -1,10 +1,11 @@
 """Residual transforms with the arguments of nflows' own."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow
-from nflows.transforms.base import CompositeTransform, Transform
+from nflows.transforms.base import CompositeTransform
 from torch import nn
 
 import flowplug as fp
@@ -21,8 +22,13 @@ class ResidualTransform(NflowsTransform):
         num_blocks: Number of hidden layers.
         activation: Makes an activation module of known Lipschitz bound (a class such as `flowplug.Sine`).
         bound: Upper bound on the Lipschitz constant of g, in (0, 1).
+        norm: The norm the bound holds in, as in `flowplug.LipschitzMLP`.
         logdet: The log-det in train mode, `flowplug.ExactLogDet`, `flowplug.Krylov`, ...; ``None`` chooses.
         eval_logdet: The same in eval mode.
+        solver: Finds the inverse, `flowplug.Anderson` or `flowplug.FixedPoint`.
+
+    Raises:
+        FlowplugError: As in `flowplug.LipschitzMLP` and `flowplug.ResidualTransform`.
 
     Example:
         >>> transform = ResidualTransform(features=2, hidden_features=64)
@@ -39,25 +45,42 @@ class ResidualTransform(NflowsTransform):
         activation: Callable[[], nn.Module] = fp.SineHuber,
         *,
         bound: float = 0.97,
+        norm: fp.OperatorNorm | fp.NetworkNorm | Sequence[fp.OperatorNorm] = fp.PathNorm(),  # noqa: B008 -- frozen
         logdet: fp.LogDet | None = None,
         eval_logdet: fp.LogDet | None = None,
+        solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
-        hidden = (hidden_features,) * num_blocks
-        width = context_features or 0
-        g = fp.LipschitzMLP(features, hidden, context_features=width, bound=bound, activation=activation)
-        super().__init__(fp.ResidualTransform(g, logdet=logdet, eval_logdet=eval_logdet))
+        g = fp.LipschitzMLP(
+            features,
+            (hidden_features,) * num_blocks,
+            context_features=context_features or 0,
+            bound=bound,
+            norm=norm,
+            activation=activation,
+        )
+        super().__init__(fp.ResidualTransform(g, logdet=logdet, eval_logdet=eval_logdet, solver=solver))
 
 
 class ResidualFlow(Flow):  # type: ignore[misc]
-    """A residual flow on a standard normal, in the manner of nflows' ready-made flows.
+    """A `flowplug.ResidualStack` on a standard normal, in the manner of nflows' ready-made flows.
 
     Args:
         features: Width of the events.
         hidden_features: Width of the hidden layers.
-        num_layers: Number of residual transforms. Before each stand a `flowplug.Whitening` and a linear
+        num_layers: Number of residual transforms, at least 1. Before each stand a `flowplug.Whitening` and a linear
             `flowplug.DenseTransform` that starts at the identity, after the last a `flowplug.ActNorm`.
         num_blocks_per_layer: Number of hidden layers of each.
         context_features: Width of the context, or ``None``.
+        activation: As in `ResidualTransform`.
+        bound: As in `ResidualTransform`.
+        norm: As in `ResidualTransform`.
+        logdet: As in `ResidualTransform`.
+        eval_logdet: As in `ResidualTransform`.
+        solver: As in `ResidualTransform`.
+
+    Raises:
+        ValueError: ``num_layers`` is below 1.
+        FlowplugError: As in `ResidualTransform`.
 
     Example:
         >>> flow = ResidualFlow(features=2, hidden_features=32, num_layers=4, num_blocks_per_layer=2)
@@ -72,12 +95,25 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         num_layers: int,
         num_blocks_per_layer: int,
         context_features: int | None = None,
+        *,
+        activation: Callable[[], nn.Module] = fp.SineHuber,
+        bound: float = 0.97,
+        norm: fp.OperatorNorm | fp.NetworkNorm | Sequence[fp.OperatorNorm] = fp.PathNorm(),  # noqa: B008 -- frozen
+        logdet: fp.LogDet | None = None,
+        eval_logdet: fp.LogDet | None = None,
+        solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
-        layers: list[Transform] = []
-        for _ in range(num_layers):
-            layers.append(NflowsTransform(fp.Whitening(features)))
-            dense = fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())
-            layers.append(NflowsTransform(dense))
-            layers.append(ResidualTransform(features, hidden_features, context_features, num_blocks_per_layer))
-        layers.append(NflowsTransform(fp.ActNorm(features)))
+        stack = fp.ResidualStack(
+            features,
+            num_layers,
+            (hidden_features,) * num_blocks_per_layer,
+            context_features=context_features or 0,
+            bound=bound,
+            norm=norm,
+            activation=activation,
+            logdet=logdet,
+            eval_logdet=eval_logdet,
+            solver=solver,
+        )
+        layers = [NflowsTransform(cast(fp.Transform, part)) for part in stack.transforms]
         super().__init__(CompositeTransform(layers), StandardNormal([features]))

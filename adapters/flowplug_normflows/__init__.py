@@ -1,8 +1,9 @@
 """flowplug's transforms as flows of normflows.
 
 `NormflowsFlow` wraps any flowplug transform; `Residual` takes the arguments of ``normflows.flows.Residual``, so that an
-existing model changes one import. They mix with normflows' flows in `NormalizingFlow`, `ConditionalNormalizingFlow` and
-`MultiscaleFlow`. normflows' own `LipschitzMLP` is accepted as network, with its bound computed from the weights in use.
+existing model changes one import; `ResidualFlow` makes a whole model. The flows mix with normflows' in
+`NormalizingFlow`, `ConditionalNormalizingFlow` and `MultiscaleFlow`. normflows' own `LipschitzMLP` is accepted as
+network, with its bound computed from the weights in use.
 
 `from_normflows` goes the other way: any flow of normflows becomes a flowplug transform, and so runs in the other hosts.
 """
@@ -12,9 +13,11 @@ try:
 except ImportError as error:
     raise ImportError("flowplug_normflows needs normflows: pip install 'flowplug[normflows]'") from error
 
+import flowplug_normflows._networks  # noqa: F401 -- registers their bounds
 from flowplug_normflows._bridge import from_normflows
 from flowplug_normflows._dense import Dense
+from flowplug_normflows._flow import ResidualFlow
 from flowplug_normflows._residual import Residual
 from flowplug_normflows._transform import NormflowsFlow
 
-__all__ = ["Dense", "NormflowsFlow", "Residual", "from_normflows"]
+__all__ = ["Dense", "NormflowsFlow", "Residual", "ResidualFlow", "from_normflows"]

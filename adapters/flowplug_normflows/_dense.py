@@ -19,8 +19,8 @@ class Dense(NormflowsFlow):
         reverse: If true, density evaluation (normflows' ``inverse``) applies W, and sampling solves for it.
         activation: An element-wise transform such as `flowplug.SmoothLeakyReLU`; ``None`` for the bare map.
         bias: Whether there is a b.
-        gradient: `flowplug.Relative`, `flowplug.TransposedRelative` or `flowplug.Euclidean`.
-        value: `flowplug.ExactValue` or `flowplug.Deferred`.
+        gradient: A `flowplug.DenseGradient`: `flowplug.Relative`, `flowplug.TransposedRelative`, `flowplug.Euclidean`.
+        value: A `flowplug.DenseValue`: `flowplug.ExactValue`, `flowplug.Deferred`.
         init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
 
     Example:
@@ -36,8 +36,8 @@ class Dense(NormflowsFlow):
         reverse: bool = True,
         activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
         bias: bool = True,
-        gradient: fp.Relative | fp.TransposedRelative | fp.Euclidean = fp.Relative(),  # noqa: B008 -- frozen
-        value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
+        gradient: fp.DenseGradient = fp.Relative(),  # noqa: B008 -- frozen
+        value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
         init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
         core = fp.DenseTransform(

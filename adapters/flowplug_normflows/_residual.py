@@ -1,19 +1,20 @@
-"""``normflows.flows.Residual`` by flowplug, and the bounds of normflows' own networks."""
+"""``normflows.flows.Residual`` by flowplug."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
-from normflows.nets.lipschitz import InducedNormLinear, LipschitzMLP, Swish
 from torch import nn
 
 import flowplug as fp
+from flowplug_normflows._estimator import Estimator
 from flowplug_normflows._transform import NormflowsFlow
 
 
 class Residual(NormflowsFlow):
     """``normflows.flows.Residual`` with certified invertibility, right gradients and context.
 
-    With the default arguments flowplug chooses the log-det (exact in low dimension); any other value is honoured.
+    With normflows' default arguments flowplug chooses the log-det (exact in low dimension); any other value is
+    honoured, in train mode. ``logdet`` replaces those arguments: it names any strategy of flowplug.
 
     Args:
         net: A network of known Lipschitz bound below 1: `flowplug.LipschitzMLP`, ``normflows.nets.LipschitzMLP``, ...
@@ -29,8 +30,19 @@ class Residual(NormflowsFlow):
         n_exact_terms: Number of terms always included.
         n_dist: ``"geometric"`` or ``"poisson"``.
         context_features: Width of the context; a network passed as ``net`` must have been built with the same.
+        hidden_features: Widths of the hidden layers of the network that is made, as the next three; ``None`` stands for
+            the default of `flowplug.LipschitzMLP`.
+        bound: Upper bound on its Lipschitz constant, in (0, 1).
+        norm: The norm the bound holds in.
+        activation: Makes an activation module of known Lipschitz bound (a class such as `flowplug.Sine`).
+        logdet: The log-det in train mode, `flowplug.ExactLogDet`, `flowplug.Krylov`, ...; ``None`` leaves it to the
+            arguments of normflows.
+        eval_logdet: The same in eval mode; ``None`` chooses.
+        solver: Finds the inverse, `flowplug.Anderson` or `flowplug.FixedPoint`.
 
     Raises:
+        TypeError: An option of the network is given beside a ``net`` that is built already, or ``logdet`` beside an
+            argument of normflows.
         ValueError: ``n_dist`` is neither of the two.
         ContextError: ``net`` does not take a context of the width asked for.
         LipschitzError: The bound of ``net`` is unknown or not below 1.
@@ -39,6 +51,9 @@ class Residual(NormflowsFlow):
         >>> flow = Residual(fp.LipschitzMLP(2))
         >>> flow.inverse(torch.randn(5, 2))[0].shape
         torch.Size([5, 2])
+        >>> flow = Residual(2, hidden_features=(64, 64), context_features=3, logdet=fp.Krylov())
+        >>> flow.inverse(torch.randn(5, 2), torch.randn(5, 3))[1].shape
+        torch.Size([5])
     """
 
     def __init__(
@@ -56,47 +71,49 @@ class Residual(NormflowsFlow):
         n_dist: str = "geometric",
         *,
         context_features: int = 0,
+        hidden_features: Sequence[int] | None = None,
+        bound: float | None = None,
+        norm: fp.OperatorNorm | fp.NetworkNorm | Sequence[fp.OperatorNorm] | None = None,
+        activation: Callable[[], nn.Module] | None = None,
+        logdet: fp.LogDet | None = None,
+        eval_logdet: fp.LogDet | None = None,
+        solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
-        if not isinstance(net, nn.Module):
-            net = fp.LipschitzMLP(net, context_features=context_features)
-        elif context_features not in (0, getattr(net, "context_features", 0)):
-            raise fp.ContextError(
-                f"context_features={context_features}, but net takes a context of width "
-                f"{getattr(net, 'context_features', 0)}: build it with context_features={context_features}"
-            )
-        # normflows' geometric number of terms starts at 1, flowplug's at 0.
-        roulettes = {
-            "geometric": fp.Roulette(fp.Geometric(geom_p), exact=n_exact_terms + 1),
-            "poisson": fp.Roulette(fp.Poisson(lamb), exact=n_exact_terms),
-        }
-        if n_dist not in roulettes:
-            raise ValueError(f"n_dist must be one of {sorted(roulettes)}; got {n_dist!r}")
-        asked = (reduce_memory, geom_p, lamb, n_power_series, n_samples, n_exact_terms, n_dist)
-        logdet: fp.LogDet | None = None
-        if exact_trace or brute_force:
-            logdet = fp.ExactLogDet()
-        elif asked != (True, 0.5, 2.0, None, 1, 2, "geometric"):
-            logdet = fp.PowerSeries(
-                terms=roulettes[n_dist] if n_power_series is None else fp.Truncated(n_power_series),
-                probes=fp.Rademacher(samples=n_samples),
-                gradient=fp.Neumann() if reduce_memory else fp.Autograd(),
-            )
-        super().__init__(fp.ResidualTransform(net, logdet=logdet), reverse=reverse)
+        estimator = Estimator(
+            reduce_memory,
+            geom_p,
+            lamb,
+            n_power_series,
+            exact_trace,
+            brute_force,
+            n_samples,
+            n_exact_terms,
+            n_dist,
+        )
+        if logdet is not None and (changed := estimator.changed()):
+            given = ", ".join(changed)
+            raise TypeError(f"Residual got {given} beside logdet={logdet}, which replaces it: drop {given}, or logdet")
+        options = {"hidden_features": hidden_features, "bound": bound, "norm": norm, "activation": activation}
+        g = _network(net, context_features, {name: value for name, value in options.items() if value is not None})
+        logdet = estimator.logdet() if logdet is None else logdet
+        super().__init__(
+            fp.ResidualTransform(g, logdet=logdet, eval_logdet=eval_logdet, solver=solver), reverse=reverse
+        )
 
 
-@fp.lipschitz_bound.register
-def _(module: InducedNormLinear) -> fp.LipschitzBound:
-    # normflows estimates the norm from below; the certificate is the norm of the weight it then uses.
-    if module.domain != 2 or module.codomain != 2:
-        raise fp.LipschitzError("only InducedNormLinear(domain=2, codomain=2) has a known bound")
-    return fp.LipschitzBound(torch.linalg.matrix_norm(module.compute_weight(update=False), 2), 2.0)
-
-
-@fp.lipschitz_bound.register
-def _(module: Swish) -> fp.LipschitzBound:
-    return fp.LipschitzBound(1.0)
-
-
-@fp.lipschitz_bound.register
-def _(module: LipschitzMLP) -> fp.LipschitzBound:
-    return fp.lipschitz_bound(module.net)
+def _network(net: nn.Module | int | Sequence[int], width: int, options: dict[str, Any]) -> nn.Module:
+    if not isinstance(net, nn.Module):
+        return fp.LipschitzMLP(net, context_features=width, **options)
+    name = type(net).__name__
+    if options:
+        raise TypeError(
+            f"Residual got {', '.join(options)} beside net, a {name} that is built already: give them to the network, "
+            "or pass the width of the events as net"
+        )
+    built = getattr(net, "context_features", 0)
+    if width not in (0, built):
+        raise fp.ContextError(
+            f"context_features={width}, but net takes a context of width {built}: build it with "
+            f"context_features={width}"
+        )
+    return net

@@ -22,8 +22,8 @@ class DenseTransform(ZukoTransform):
         features: Width of the events.
         activation: An element-wise transform such as `flowplug.SmoothLeakyReLU`; ``None`` for the bare map.
         bias: Whether there is a b.
-        gradient: `flowplug.Relative`, `flowplug.TransposedRelative` or `flowplug.Euclidean`.
-        value: `flowplug.ExactValue` or `flowplug.Deferred`.
+        gradient: A `flowplug.DenseGradient`: `flowplug.Relative`, `flowplug.TransposedRelative`, `flowplug.Euclidean`.
+        value: A `flowplug.DenseValue`: `flowplug.ExactValue`, `flowplug.Deferred`.
         init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
 
     Example:
@@ -38,8 +38,8 @@ class DenseTransform(ZukoTransform):
         *,
         activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
         bias: bool = True,
-        gradient: fp.Relative | fp.TransposedRelative | fp.Euclidean = fp.Relative(),  # noqa: B008 -- frozen
-        value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
+        gradient: fp.DenseGradient = fp.Relative(),  # noqa: B008 -- frozen
+        value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
         init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
         super().__init__(
@@ -72,7 +72,7 @@ class DenseFlow(Flow):  # type: ignore[misc]
         *,
         transforms: int = 3,
         activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
-        value: fp.ExactValue | fp.Deferred = fp.ExactValue(),  # noqa: B008 -- frozen
+        value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
         init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
         if transforms < 1:

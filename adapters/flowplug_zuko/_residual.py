@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from zuko.distributions import DiagNormal
-from zuko.lazy import Flow, LazyTransform, UnconditionalDistribution
+from zuko.lazy import Flow, UnconditionalDistribution
 
 import flowplug as fp
 from flowplug_zuko._transform import ZukoTransform
+
+_EXACT: dict[bool, fp.LogDet] = {True: fp.ExactLogDet(), False: fp.Krylov()}
+
+
+def _logdet(*, exact: bool | None, logdet: fp.LogDet | None) -> fp.LogDet | None:
+    if exact is None:
+        return logdet
+    if logdet is not None:
+        raise TypeError(f"exact={exact} is short for logdet={_EXACT[exact]}: drop exact, as logdet={logdet} is given")
+    return _EXACT[exact]
 
 
 class ResidualTransform(ZukoTransform):
@@ -20,9 +31,17 @@ class ResidualTransform(ZukoTransform):
         features: Width of the events, or their shape, e.g. ``(C, H, W)``.
         context: Width of the context.
         hidden_features: Widths of the hidden layers.
-        exact: Whether the log-det is exact or estimated without bias in train mode; ``None``: by dimension.
+        exact: Short for ``logdet``: ``True`` for `flowplug.ExactLogDet`, ``False`` for `flowplug.Krylov`.
         activation: Makes an activation module of known Lipschitz bound (a class such as `flowplug.Sine`).
         bound: Upper bound on the Lipschitz constant of g, in (0, 1).
+        norm: The norm the bound holds in, as in `flowplug.LipschitzMLP`.
+        logdet: The log-det in train mode, `flowplug.ExactLogDet`, `flowplug.Krylov`, ...; ``None`` chooses.
+        eval_logdet: The same in eval mode.
+        solver: Finds the inverse, `flowplug.Anderson` or `flowplug.FixedPoint`.
+
+    Raises:
+        TypeError: Both ``exact`` and ``logdet`` are given.
+        FlowplugError: As in `flowplug.LipschitzMLP` and `flowplug.ResidualTransform`.
 
     Example:
         >>> t = ResidualTransform(3, context=4)
@@ -39,22 +58,39 @@ class ResidualTransform(ZukoTransform):
         exact: bool | None = None,
         activation: Callable[[], nn.Module] = fp.SineHuber,
         bound: float = 0.97,
+        norm: fp.OperatorNorm | fp.NetworkNorm | Sequence[fp.OperatorNorm] = fp.PathNorm(),  # noqa: B008 -- frozen
+        logdet: fp.LogDet | None = None,
+        eval_logdet: fp.LogDet | None = None,
+        solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
-        g = fp.LipschitzMLP(features, hidden_features, context_features=context, activation=activation, bound=bound)
-        logdet = None if exact is None else fp.ExactLogDet() if exact else fp.Krylov()
-        super().__init__(fp.ResidualTransform(g, logdet=logdet))
+        logdet = _logdet(exact=exact, logdet=logdet)
+        g = fp.LipschitzMLP(
+            features, hidden_features, context_features=context, bound=bound, norm=norm, activation=activation
+        )
+        super().__init__(fp.ResidualTransform(g, logdet=logdet, eval_logdet=eval_logdet, solver=solver))
 
 
 class ResidualFlow(Flow):  # type: ignore[misc]
-    """Creates a residual flow on a standard normal, in the manner of zuko's ready-made flows.
+    """Creates a `flowplug.ResidualStack` on a standard normal, in the manner of zuko's ready-made flows.
 
     Args:
         features: Width of the events.
         context: Width of the context.
-        transforms: Number of residual transforms. Before each stand a `flowplug.Whitening` and a linear
+        transforms: Number of residual transforms, at least 1. Before each stand a `flowplug.Whitening` and a linear
             `flowplug.DenseTransform` that starts at the identity, after the last a `flowplug.ActNorm`.
         hidden_features: Widths of the hidden layers of each.
         exact: As in `ResidualTransform`.
+        activation: As in `ResidualTransform`.
+        bound: As in `ResidualTransform`.
+        norm: As in `ResidualTransform`.
+        logdet: As in `ResidualTransform`.
+        eval_logdet: As in `ResidualTransform`.
+        solver: As in `ResidualTransform`.
+
+    Raises:
+        TypeError: Both ``exact`` and ``logdet`` are given.
+        ValueError: ``transforms`` is below 1.
+        FlowplugError: As in `ResidualTransform`.
 
     Example:
         >>> flow = ResidualFlow(3, context=4, transforms=2)
@@ -70,13 +106,24 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         *,
         hidden_features: Sequence[int] = (128,),
         exact: bool | None = None,
+        activation: Callable[[], nn.Module] = fp.SineHuber,
+        bound: float = 0.97,
+        norm: fp.OperatorNorm | fp.NetworkNorm | Sequence[fp.OperatorNorm] = fp.PathNorm(),  # noqa: B008 -- frozen
+        logdet: fp.LogDet | None = None,
+        eval_logdet: fp.LogDet | None = None,
+        solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
-        layers: list[LazyTransform] = []
-        for _ in range(transforms):
-            layers.append(ZukoTransform(fp.Whitening(features)))
-            dense = fp.DenseTransform(features, activation=None, init=fp.ScaledIdentity())
-            layers.append(ZukoTransform(dense))
-            layers.append(ResidualTransform(features, context, hidden_features, exact=exact))
-        layers.append(ZukoTransform(fp.ActNorm(features)))
+        stack = fp.ResidualStack(
+            features,
+            transforms,
+            hidden_features,
+            context_features=context,
+            bound=bound,
+            norm=norm,
+            activation=activation,
+            logdet=_logdet(exact=exact, logdet=logdet),
+            eval_logdet=eval_logdet,
+            solver=solver,
+        )
         base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)
-        super().__init__(layers, base)
+        super().__init__([ZukoTransform(cast(fp.Transform, part)) for part in stack.transforms], base)

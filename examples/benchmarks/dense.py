@@ -9,47 +9,73 @@ same ten starts (their Figure 1, right).
     python examples/benchmarks/dense.py --features 64 256 --rounds 5
 """
 
-import argparse
 import math
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import flowplug as fp
+from benchmarks.measurements import Figure, Measurement, Recorded, median, over, run
+from common.clock import paired
+from common.densities import log_prob
+from common.memory import peak_alone
+from common.training import Options, Training, constant, nll
 
-BATCH, LAYERS, HIDDEN_ACTIVATION = 100, 2, fp.SmoothLeakyReLU(0.3)
+BATCH, LAYERS, ACTIVATION = 100, 2, fp.SmoothLeakyReLU(0.3)
+Gradient = fp.Euclidean | fp.Relative | fp.TransposedRelative
+GRADIENTS: dict[str, Gradient] = {
+    "Euclidean": fp.Euclidean(),
+    "Relative": fp.Relative(),
+    "TransposedRelative": fp.TransposedRelative(),
+}
+Loss = Callable[[fp.ComposedTransform, Tensor], Tensor]
 
 
-def dense_flow(features: int, gradient: fp.Relative | fp.TransposedRelative | fp.Euclidean, value: object) -> nn.Module:
+@dataclass(frozen=True)
+class Settings(Recorded):
+    """What to measure."""
+
+    features: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+    largest_jacobian: int = 256  # largest D for the explicit Jacobian
+    rounds: int = 7
+    epochs: int = 2000
+    lr: float = 0.1  # of gradient descent
+
+
+def dense_flow(features: int, gradient: str, value: fp.ExactValue | fp.Deferred) -> fp.ComposedTransform:
     """Dense transforms, the last without activation."""
-    activations = [HIDDEN_ACTIVATION] * (LAYERS - 1) + [None]
-    return fp.ComposedTransform(
-        *(fp.DenseTransform(features, activation=a, gradient=gradient, value=value) for a in activations)
-    )
+    activations = [ACTIVATION] * (LAYERS - 1) + [None]
+    parts = (fp.DenseTransform(features, activation=a, gradient=GRADIENTS[gradient], value=value) for a in activations)
+    return fp.ComposedTransform(*parts)
+
+
+def parts(flow: fp.ComposedTransform) -> Iterator[fp.DenseTransform]:
+    """The transforms."""
+    return (part for part in flow.transforms if isinstance(part, fp.DenseTransform))
+
+
+def layers(flow: fp.ComposedTransform, x: Tensor) -> Tensor:
+    """The layers alone."""
+    for part in parts(flow):
+        x = nn.functional.linear(x, part.weight, part.bias)
+        x = x if part.activation is None else ACTIVATION.value(x)
+    return x
 
 
 def no_log_det(flow: fp.ComposedTransform, x: Tensor) -> Tensor:
-    """The layers alone."""
-    for part in flow.transforms:
-        x = nn.functional.linear(x, part.weight, part.bias)
-        x = x if part.activation is None else part.activation.value(x)
-    return x.square().sum(1) / 2
+    """What every other loss is compared with."""
+    return layers(flow, x).square().sum(1) / 2
 
 
 def slogdet(flow: fp.ComposedTransform, x: Tensor) -> Tensor:
     """The ordinary gradient, autograd through ``torch.linalg.slogdet`` of every matrix."""
     ladj = torch.zeros(len(x))
-    for part in flow.transforms:
+    for part in parts(flow):
         x = nn.functional.linear(x, part.weight, part.bias)
         ladj = ladj + torch.linalg.slogdet(part.weight).logabsdet
         if part.activation is not None:
@@ -61,162 +87,98 @@ def slogdet(flow: fp.ComposedTransform, x: Tensor) -> Tensor:
 def jacobian(flow: fp.ComposedTransform, x: Tensor) -> Tensor:
     """Autograd through the explicit Jacobian of every sample."""
 
-    def layers(x: Tensor) -> tuple[Tensor, Tensor]:
-        for part in flow.transforms:
-            x = nn.functional.linear(x, part.weight, part.bias)
-            x = x if part.activation is None else part.activation.value(x)
-        return x, x
+    def twice(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = layers(flow, x)
+        return y, y
 
-    jacobians, y = torch.func.vmap(torch.func.jacrev(layers, has_aux=True))(x)
-    return y.square().sum(1) / 2 - torch.linalg.slogdet(jacobians).logabsdet
+    jacobians, y = torch.func.vmap(torch.func.jacrev(twice, has_aux=True))(x)
+    loss: Tensor = y.square().sum(1) / 2 - torch.linalg.slogdet(jacobians).logabsdet
+    return loss
 
 
 def ours(flow: fp.ComposedTransform, x: Tensor) -> Tensor:
     """The transforms as they are."""
-    y, ladj = flow(x)
-    return y.square().sum(1) / 2 - ladj
+    return -log_prob(flow, x)
 
 
-METHODS: dict[str, tuple[Callable[..., Tensor], object, object]] = {
-    "no log-det": (no_log_det, fp.Relative(), fp.ExactValue()),
-    "Relative, Deferred": (ours, fp.Relative(), fp.Deferred(every=100)),
-    "Relative, ExactValue": (ours, fp.Relative(), fp.ExactValue()),
-    "TransposedRelative, Deferred": (ours, fp.TransposedRelative(), fp.Deferred(every=100)),
-    "Euclidean": (ours, fp.Euclidean(), fp.ExactValue()),
-    "slogdet by autograd": (slogdet, fp.Relative(), fp.ExactValue()),
-    "Jacobian by autograd": (jacobian, fp.Relative(), fp.ExactValue()),
+METHODS: dict[str, tuple[Loss, str, fp.ExactValue | fp.Deferred]] = {
+    "no log-det": (no_log_det, "Relative", fp.ExactValue()),
+    "Relative, Deferred": (ours, "Relative", fp.Deferred(every=100)),
+    "Relative, ExactValue": (ours, "Relative", fp.ExactValue()),
+    "TransposedRelative, Deferred": (ours, "TransposedRelative", fp.Deferred(every=100)),
+    "Euclidean": (ours, "Euclidean", fp.ExactValue()),
+    "slogdet by autograd": (slogdet, "Relative", fp.ExactValue()),
+    "Jacobian by autograd": (jacobian, "Relative", fp.ExactValue()),
 }
 
 
 def stepper(method: str, features: int) -> Callable[[], None]:
-    """Returns what computes one gradient."""
+    """Computes one gradient."""
     loss, gradient, value = METHODS[method]
     flow, x = dense_flow(features, gradient, value), torch.randn(BATCH, features)
 
     def step() -> None:
         flow.zero_grad()
-        loss(flow, x).mean().backward()
+        torch.autograd.backward(loss(flow, x).mean())
 
     return step
 
 
-def seconds(features: int, rounds: int, methods: list[str]) -> dict[str, list[float]]:
-    """CPU time of each method, round by round, after two that warm up."""
-    steps = {method: stepper(method, features) for method in methods}
-    times: dict[str, list[float]] = {method: [] for method in methods}
-    for _ in range(rounds + 2):
-        for method, step in steps.items():
-            start = time.process_time()
-            step()
-            times[method].append(time.process_time() - start)
-    return {method: values[2:] for method, values in times.items()}
-
-
-def resident(field: str) -> int:
-    """Resident memory of this process in bytes: ``VmRSS`` now, or ``VmHWM`` at its peak (Linux)."""
-    return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
-
-
-def peak(method: str, features: int) -> int:
-    """Peak memory in bytes of two steps, beyond that of this process before."""
-    stepper(method, 4)()  # loads what torch loads at first use
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+def two_steps(method: str, features: int) -> None:
+    """Computes two gradients."""
     step = stepper(method, features)
-    for _ in range(2):
-        step()
-    return resident("VmHWM") - before
+    step()
+    step()
 
 
-def cost(options: argparse.Namespace, axes: np.ndarray) -> None:
-    """Prints and draws time and memory."""
-    times: dict[str, dict[int, list[float]]] = {method: {} for method in METHODS}
-    memory: dict[str, dict[int, float]] = {method: {} for method in METHODS}
-    for features in tqdm(options.features, desc="widths"):
-        methods = [m for m in METHODS if m != "Jacobian by autograd" or features <= options.largest_jacobian]
-        for method, values in seconds(features, options.rounds, methods).items():
-            times[method][features] = values
-        for method in methods:
-            command = [sys.executable, __file__, "--peak", method, "--features", str(features)]
-            memory[method][features] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    print(
-        f"{LAYERS} layers, batch {BATCH}, one thread, {options.rounds} rounds: ms, ratio [quartiles] to no log-det, MiB"
-    )
-    for method in METHODS:
-        for features, values in times[method].items():
-            ratios = [a / b for a, b in zip(values, times["no log-det"][features], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            print(
-                f"{method:30} D = {features:5} {1e3 * statistics.median(values):10.2f} "
-                f"{middle:8.2f} [{low:.2f}, {high:.2f}] {memory[method][features] / 2**20:8.1f}"
-            )
-        axes[0].loglog(times[method].keys(), [statistics.median(v) for v in times[method].values()], ".-", label=method)
-        axes[1].loglog(memory[method].keys(), [v / 2**20 for v in memory[method].values()], ".-", label=method)
-    wide = [features for features in options.features if features >= 512]
-    if len(wide) > 1:
-        relative = [statistics.median(times["Relative, Deferred"][features]) for features in wide]
-        slope = np.polyfit(np.log(wide), np.log(relative), 1)[0]
-        print(f"time of Relative, Deferred grows as D^{slope:.2f} from D = {wide[0]} to {wide[-1]}")
-    for features in options.features:
+def cost(settings: Settings) -> Iterator[Measurement]:
+    """Time and memory, and how the time grows."""
+    wide = list[tuple[float, float]]()
+    for features in tqdm(settings.features, desc="widths"):
+        methods = [m for m in METHODS if m != "Jacobian by autograd" or features <= settings.largest_jacobian]
+        times = paired({method: stepper(method, features) for method in methods}, settings.rounds)
         # Two copies of every matrix; inputs, outputs, and what activation, slope and base keep of each layer.
-        needed = 4 * (2 * LAYERS * features * (features + 1) + (6 * LAYERS + 2) * BATCH * features)
-        share = memory["Relative, Deferred"][features] / needed
-        print(f"D = {features:5}: {share:.2f} of parameters + gradients + activations ({needed / 2**20:.1f} MiB)")
-    axes[0].set(xlabel="D", ylabel="CPU seconds of a gradient")
-    axes[1].set(xlabel="D", ylabel="MiB")
-    axes[0].legend(fontsize="small")
+        needed = 4 * (2 * LAYERS * features * (features + 1) + (6 * LAYERS + 2) * BATCH * features) / 2**20
+        for method in methods:
+            peak = peak_alone(partial(two_steps, method, 4), partial(two_steps, method, features))
+            figures = {
+                "time": median([1e3 * time for time in times[method]], "ms"),
+                "over no log-det": over(times[method], times["no log-det"]),
+                "memory": Figure(peak, "MiB"),
+                "over parameters, gradients and activations": Figure(peak / needed, "ratio"),
+            }
+            setting = {"layers": LAYERS, "rows": BATCH, "gradient": method, "D": features}
+            yield "Cost of a dense training step", setting, figures
+            if features >= 512 and method == "Relative, Deferred":
+                wide.append((math.log(features), math.log(figures["time"].value)))
+    if len(wide) > 1:
+        x, y = (part - part.mean() for part in torch.tensor(wide).T)
+        setting = {"gradient": "Relative, Deferred", "D": "512 and more"}
+        yield "Growth of a dense training step", setting, {"exponent of D": float(x @ y / (x @ x))}
 
 
-def learning(options: argparse.Namespace, axis: plt.Axes) -> None:
-    """Prints and draws the loss of gradient descent from equal starts."""
+def learning(settings: Settings) -> Iterator[Measurement]:
+    """The loss of gradient descent from equal starts."""
     x = torch.tensor(make_moons(1000, noise=0.1, random_state=0)[0], dtype=torch.float32)
     x = (x - x.mean(0)) / x.std(0)
-    final: dict[str, list[float]] = {}
-    for color, (name, gradient) in zip(
-        ("C0", "C1"), {"Euclidean": fp.Euclidean(), "Relative": fp.Relative()}.items(), strict=True
-    ):
+    for name in ("Euclidean", "Relative"):
         for seed in tqdm(range(10), desc=name):
             torch.manual_seed(seed)
-            flow = dense_flow(2, gradient, fp.ExactValue())
-            optimizer = torch.optim.SGD(flow.parameters(), options.lr)
-            losses = []
-            for _ in range(options.epochs):
-                loss = ours(flow, x).mean() + math.log(2 * math.pi)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-            axis.plot(losses, color=color, alpha=0.6, label=name if seed == 0 else None)
-            final.setdefault(name, []).append(losses[-1])
-    print(f"negative log-likelihood (nats) after {options.epochs} steps of gradient descent from ten starts:")
-    for name, values in final.items():
-        print(f"{name:10}" + "".join(f"{value:8.4f}" for value in values))
-    axis.set(xlabel="epoch", ylabel="negative log-likelihood, nats", xscale="log")
-    axis.legend()
+            flow = dense_flow(2, name, fp.ExactValue())
+            options = Options(steps=settings.epochs, lr=settings.lr, schedule=constant)
+            training = Training(flow, nll(partial(log_prob, flow)), lambda _: x, options)
+            training.optimizer = torch.optim.SGD(flow.parameters(), settings.lr)
+            losses = list(training)
+            steps = sorted({min(10**k, len(losses)) for k in range(1, 5)})
+            figures = {f"loss of step {step}": Figure(losses[step - 1], "nats") for step in steps}
+            yield "Gradient descent from equal starts", {"gradient": name, "start": seed}, figures
 
 
-def main() -> None:
-    """Measures, prints and plots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--largest-jacobian", type=int, default=256, help="largest D for the explicit Jacobian")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=2000)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--out", type=Path, default=Path("dense_cost.png"))
-    parser.add_argument("--peak", choices=METHODS, help="print the peak memory of this method in bytes, and stop")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    if options.peak:
-        print(peak(options.peak, options.features[0]))
-        return
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    learning(options, axes[2])
-    cost(options, axes)
-    figure.savefig(options.out, dpi=120)
-    print(f"wrote {options.out}")
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Both."""
+    yield from learning(settings)
+    yield from cost(settings)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

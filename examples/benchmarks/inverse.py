@@ -9,136 +9,102 @@
     python examples/benchmarks/inverse.py --points 1000000 --data FILE.npz
 """
 
-import argparse
 import copy
-import statistics
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import normflows as nf
 import torch
-from tables import Counting, load_table, residual_flow, train
-from torch import Tensor
 from tqdm import tqdm
 
 import flowplug as fp
 import flowplug_normflows
+from benchmarks.measurements import Figure, Measurement, Recorded, median, over, run
+from benchmarks.models import Counting, residual_parts, trained_stack
+from common.clock import paired
+from common.tables import EMBEDDED, load
+from common.training import Options, Training, constant, rows_of
 
 
-def round_trips(points: int, features: int) -> None:
-    """Prints the largest error of ``inverse(forward(x)) - x`` for each bound, dtype and spread."""
-    print(f"round trip of {points} points, {features}-d, 8 blocks of width 32: largest error")
+@dataclass(frozen=True)
+class Settings(Recorded):
+    """What to invert."""
+
+    data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
+    points: int = 100_000
+    features: int = 6
+    steps: int = 1000  # of training the flow in part 2, thrice those of 3
+    rounds: int = 7
+
+
+def round_trips(settings: Settings) -> Iterator[Measurement]:
+    """The largest error of ``inverse(forward(x)) - x`` for each bound, dtype and spread."""
     for bound in (0.97, 0.99):
         for dtype in (torch.float32, torch.float64):
             torch.manual_seed(0)
-            blocks = (fp.ResidualTransform(fp.LipschitzMLP(features, (32,), bound=bound)) for _ in range(8))
-            flow = fp.ComposedTransform(*blocks).to(dtype)
-            line = f"bound {bound:g}, {str(dtype)[6:]}:"
+            networks = [fp.LipschitzMLP(settings.features, (32,), bound=bound) for _ in range(8)]
+            flow = fp.ComposedTransform(*map(fp.ResidualTransform, networks)).to(dtype)
             for spread in (1, 10):
-                x, worst = spread * torch.randn(points, features, dtype=dtype), 0.0
+                x, worst = spread * torch.randn(settings.points, settings.features, dtype=dtype), 0.0
                 with torch.no_grad(), fp.no_logdet():
-                    for part in tqdm(x.split(50_000), desc=line, leave=False):
+                    for part in tqdm(torch.split(x, 50_000), desc=f"bound {bound}, {dtype}", leave=False):
                         worst = max(worst, float((flow.inverse(flow(part)[0])[0] - part).abs().max()))
-                line += f"   {spread:2} std {worst:.1e}"
-            print(line)
+                setting = {"points": settings.points, "D": settings.features, "bound": bound, "dtype": str(dtype)}
+                yield "Round trips", {**setting, "standard deviation": spread}, {"largest error": worst}
 
 
-def evaluations(rows: Tensor, steps: int) -> None:
-    """Prints evaluations per sample on each trained block."""
-    torch.set_default_dtype(torch.float64)
-    rows = rows.double()
-    flow = residual_flow(rows.shape[1], blocks=6)
-    for _ in tqdm(train(flow, rows, steps), total=steps, desc="training", leave=False):
-        pass
-    flow.eval()
-    print("evaluations of g per sample to an error of 1e-6, trained blocks")
-    x, totals = rows[:1000], {"FixedPoint": 0.0, "Anderson": 0.0}
-    for part in flow.transforms:
-        with torch.no_grad(), fp.no_logdet():
-            y = part(x)[0]
-            if isinstance(part, fp.ResidualTransform):
-                line = ""
-                for solver in (fp.FixedPoint(tol=1e-6), fp.Anderson(tol=1e-6)):
-                    counting = Counting(part.g)
-                    back = fp.ResidualTransform(counting, solver=solver).eval().inverse(y)[0]
-                    name = type(solver).__name__
-                    totals[name] += counting.samples / len(x)
-                    line += f"   {name} {counting.samples / len(x):6.1f} (error {float((back - x).abs().max()):.0e})"
-                print(line)
-            x = y
-    plain, accelerated = totals.values()
-    print(f"   in all {plain:.0f} / {accelerated:.0f} = {plain / accelerated:.1f}")
-    torch.set_default_dtype(torch.float32)
-
-
-def against_normflows(rows: Tensor, rounds: int, steps: int) -> None:
-    """Prints time and error of sampling the same flow in both libraries."""
-    features = rows.shape[1]
-    torch.manual_seed(0)
-    networks = [
-        nf.nets.LipschitzMLP([features, 128, 128, features], init_zeros=False, lipschitz_const=0.9) for _ in range(8)
-    ]
-    base = nf.distributions.DiagGaussian(features, trainable=False)
-    model = nf.NormalizingFlow(base, [flowplug_normflows.Residual(net) for net in networks])
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for _ in tqdm(range(steps), desc="training", leave=False):
-        loss = model.forward_kld(rows[torch.randint(len(rows), (256,))])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        nf.utils.update_lipschitz(model, 5)
-    own = nf.NormalizingFlow(base, [nf.flows.Residual(net) for net in networks])
-    ours = {}
-    for tolerance in (1e-2, 1e-3, 1e-4, None):
-        flows = [flowplug_normflows.Residual(net) for net in networks]
-        for flow in flows:
-            flow.core.solver = fp.Anderson(tol=tolerance)
-        ours[f"flowplug, tol {tolerance}"] = nf.NormalizingFlow(base, flows)
-    models = {"normflows": own, **ours}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    errors: dict[str, float] = {}
-    z = base.sample(1000)
-    torch.set_default_dtype(torch.float64)
-    with torch.no_grad():
-        exact = copy.deepcopy(models["flowplug, tol None"]).double().eval()(z.double())
-    torch.set_default_dtype(torch.float32)
-    for _ in range(rounds + 1):
-        for name, candidate in models.items():
-            candidate.eval()
-            # Sampling does not need the log-det; normflows' transforms compute it anyway.
+def evaluations(settings: Settings) -> Iterator[Measurement]:
+    """Evaluations per sample on each trained block."""
+    table = load(settings.data, dtype=torch.float64)
+    flow = trained_stack(table.train, 6, settings.steps)
+    for number, (part, x) in enumerate(residual_parts(flow, table.train[:1000]), 1):
+        for solver in (fp.FixedPoint(tol=1e-6), fp.Anderson(tol=1e-6)):
+            counting = Counting(part.g)
             with torch.no_grad(), fp.no_logdet():
-                start = time.perf_counter()
-                x = candidate(z)
-                times[name].append(time.perf_counter() - start)
-            errors[name] = float((x - exact).abs().max().detach())
-    print("1,000 samples of one flow, normflows' networks")
-    for name in models:
-        ratios = [a / b for a, b in zip(times["normflows"][1:], times[name][1:], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(
-            f"   {name:20} {1e3 * statistics.median(times[name][1:]):7.1f} ms, largest error {errors[name]:.1e}, "
-            f"{middle:.1f} [{low:.1f}, {high:.1f}] times as fast as normflows"
-        )
+                back = fp.ResidualTransform(counting, solver=solver).eval().inverse(part(x)[0])[0]
+            error = float((back - x).abs().max())
+            setting = {"data": table.name, "block": number, "solver": type(solver).__name__}
+            figures = {"evaluations a sample": counting.samples / len(x), "largest error": error}
+            yield "Evaluations of g to an error of 1e-6", setting, figures
 
 
-def main() -> None:
-    """Runs the three parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help=".npz with arrays train and val; default: UCI Breast Cancer")
-    parser.add_argument("--points", type=int, default=100_000)
-    parser.add_argument("--features", type=int, default=6)
-    parser.add_argument(
-        "--steps", type=int, default=1000, help="training steps of the flow in part 2, thrice those of 3"
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    rows, _ = load_table(options.data)
-    round_trips(options.points, options.features)
-    evaluations(rows, options.steps)
-    against_normflows(rows, options.rounds, options.steps // 3)
+def against_normflows(settings: Settings) -> Iterator[Measurement]:
+    """Time and error of sampling the same flow in both libraries."""
+    table = load(settings.data)
+    widths = [table.features, 128, 128, table.features]
+    networks = [nf.nets.LipschitzMLP(widths, init_zeros=False, lipschitz_const=0.9) for _ in range(8)]
+    base = nf.distributions.DiagGaussian(table.features, trainable=False)
+    samplers = {"normflows": nf.NormalizingFlow(base, [nf.flows.Residual(net) for net in networks])}
+    for tol in (1e-2, 1e-3, 1e-4, None):
+        parts = [fp.ResidualTransform(net, solver=fp.Anderson(tol=tol)) for net in networks]
+        flows = [flowplug_normflows.NormflowsFlow(part) for part in parts]
+        samplers[f"flowplug, tol {tol}"] = nf.NormalizingFlow(base, flows)
+    last, options = samplers["flowplug, tol None"], Options(steps=settings.steps // 3, lr=2e-3, schedule=constant)
+    update = partial(nf.utils.update_lipschitz, last, 5)
+    Training(last, last.forward_kld, rows_of(table.train), options, after_step=update).run()
+    z = base.sample(1000)
+    # Sampling does not need the log-det; normflows' transforms compute it anyway.
+    with torch.no_grad(), fp.no_logdet():
+        exact = copy.deepcopy(last).double().eval()(z.double())
+        calls = {name: partial(model.eval(), z) for name, model in samplers.items()}
+        times = paired(calls, settings.rounds, warm=1, clock=time.perf_counter)
+        for name, call in calls.items():
+            figures: dict[str, Figure | float] = {
+                "time": median([1e3 * time for time in times[name]], "ms"),
+                "normflows / this": over(times["normflows"], times[name]),
+                "largest error": float((call() - exact).abs().max()),
+            }
+            setting = {"data": table.name, "samples": len(z), "sampler": name}
+            yield "Samples of one flow in both libraries", setting, figures
+
+
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """The three parts."""
+    for part in (round_trips, evaluations, against_normflows):
+        yield from part(settings)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

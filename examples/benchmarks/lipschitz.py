@@ -1,46 +1,67 @@
-"""Prints how far certified Lipschitz bounds exceed the norms they bound, and what bounded weights cost.
+"""Measures how far certified Lipschitz bounds exceed the norms they bound, and what bounded weights cost.
 
 The layers are trained first: dense ones in a flow on UCI Breast Cancer, the others to enlarge their Jacobian.
 
     python examples/benchmarks/lipschitz.py
 """
 
-import argparse
-import time
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from tables import load_table
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 import flowplug as fp
+from benchmarks.measurements import Figure, Measurement, Recorded, run
+from benchmarks.models import likelihood_loss
+from common.clock import paired
+from common.tables import load
+from common.training import Options, Training, constant, rows_of
+
+NORMS = (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm(), fp.PathNorm())
 
 
-def trained(norm: fp.Gram, width: int, steps: int) -> fp.LipschitzLinear:
-    """The middle layer of a residual flow of one block, 30 x width x width x 30, trained on UCI Breast Cancer."""
-    rows, _ = load_table(None)
-    g = fp.LipschitzMLP(rows.shape[1], (width, width), norm=norm)
-    transform = fp.ResidualTransform(g, logdet=fp.Krylov())
-    optimizer = torch.optim.Adam(g.parameters(), 3e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        training_step(transform, rows[torch.randint(len(rows), (128,))])()
-        optimizer.step()
-    return g.layers[1]
+@dataclass(frozen=True)
+class Settings(Recorded):
+    """What to measure."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # of dense layers
+    channels: tuple[int, ...] = (8, 16, 32, 64)  # of convolutions
+    side: int = 32  # of images
+    steps: int = 300  # of training the layers
+    rounds: int = 5  # of each timing
+    orders: int = 20  # matrices for norms from p to q
 
 
-def attacked(layer: nn.Module, x: Tensor, steps: int, lr: float) -> list[Tensor]:
-    """Trains a layer to enlarge its Jacobian between two tanh; the weights in use at every step."""
-    optimizer, weights = torch.optim.Adam(layer.parameters(), lr), []
-    for _ in range(steps):
-        x, moved = torch.randn_like(x), 0.01 * torch.randn_like(x)
-        loss = -(torch.tanh(layer(x)) - torch.tanh(layer(x + moved))).square().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+def in_a_flow(width: int, steps: int) -> Tensor:
+    """The middle weight of a residual block 30 x width x width x 30, trained on UCI Breast Cancer."""
+    table = load()
+    g = fp.LipschitzMLP(table.features, (width, width), norm=fp.Gram())
+    block = [fp.ResidualTransform(g, logdet=fp.Krylov())]
+    options = Options(steps=steps, lr=3e-3, batch=128, schedule=constant)
+    Training(g, partial(likelihood_loss, block), rows_of(table.train), options).run()
+    return g.bounded_weights()[1].detach().double()
+
+
+def attacked(
+    layer: fp.LipschitzLinear | fp.LipschitzConv2d, rows: int, *shape: int, steps: int, lr: float = 0.01
+) -> list[Tensor]:
+    """Trains a layer to enlarge its Jacobian between two tanh, by rows of this shape; the weights after every step."""
+    weights: list[Tensor] = []
+
+    def loss(x: Tensor) -> Tensor:
+        moved = x + 0.01 * torch.randn_like(x)
+        return -(torch.tanh(layer(x)) - torch.tanh(layer(moved))).square().sum()
+
+    def keep() -> None:
         weights.append(layer.bounded_weight().detach())
+
+    options = Options(steps=steps, lr=lr, batch=rows, schedule=constant)
+    Training(layer, loss, lambda count: torch.randn(count, *shape), options, after_step=keep).run()
     return weights
 
 
@@ -55,131 +76,102 @@ def operator_norm(weight: Tensor, side: int, steps: int = 500) -> float:
     return float(y.norm())
 
 
-def seconds(call: Callable[[], object], rounds: int) -> float:
-    """CPU time of one call, the least of several rounds."""
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        call()
-        times.append(time.process_time() - start)
-    return min(times)
+def share(call: Callable[[], object], whole: Callable[[], object], rounds: int) -> float:
+    """CPU time of a call by that of another, the least of several rounds."""
+    times = paired({"call": call, "whole": whole}, rounds, warm=0)
+    return min(times["call"]) / min(times["whole"])
 
 
-def weight_and_gradient(layer: fp.LipschitzLinear | fp.LipschitzConv2d) -> Callable[[], object]:
-    """The bounded weight and the gradient through it."""
-    seed = torch.randn_like(layer.weight)
-    return lambda: torch.autograd.grad(layer.bounded_weight(), layer.parameters(), seed, allow_unused=True)
+def differentiate(make: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Forward and backward."""
+    torch.autograd.backward(make(*inputs).sum())
 
 
-def weights_and_gradients(g: fp.LipschitzMLP | fp.LipschitzCNN) -> Callable[[], object]:
-    """The same for all weights of a network, which may be bounded as a whole."""
-    leaves = [layer.weight for layer in g.layers]
+def share_of_step(g: fp.LipschitzMLP | fp.LipschitzCNN, x: Tensor, rounds: int) -> Figure:
+    """The bounded weights of a network with the gradients through them, in a training step of its residual block."""
+    leaves = [leaf for name, leaf in g.layers.named_parameters() if name.endswith("weight")]
     seeds = [torch.randn_like(leaf) for leaf in leaves]
-    return lambda: torch.autograd.grad(g.bounded_weights(), leaves, seeds)
-
-
-def training_step(transform: fp.ResidualTransform, x: Tensor) -> Callable[[], object]:
-    """Forward and backward of maximum likelihood."""
-
-    def step() -> None:
-        y, ladj = transform(x)
-        (y.square().sum() / 2 - ladj.sum()).backward()
-
-    return step
-
-
-def print_dense(widths: list[int], steps: int, rounds: int) -> None:
-    """Square layers: the certificate over the norm; and the share of a training step of a block 43 x width x width."""
-    print("dense layers    Gram / norm - 1   share of a training step: Gram  SVD  PowerIteration  InfNorm  PathNorm")
-    for width in tqdm(widths, desc="dense"):
-        weight = trained(fp.Gram(), width, steps).bounded_weight().detach().double()
-        loose = float(fp.Gram().measure(weight) / torch.linalg.matrix_norm(weight, 2)) - 1
-        rows, shares = torch.randn(512, 43), []
-        for norm in (fp.Gram(), fp.SVD(), fp.PowerIteration(), fp.InfNorm(), fp.PathNorm()):
-            g = fp.LipschitzMLP(43, (width, width), norm=norm)
-            transform = fp.ResidualTransform(g, logdet=fp.Krylov())
-            bounded = seconds(weights_and_gradients(g), rounds)
-            shares.append(bounded / seconds(training_step(transform, rows), rounds))
-        tqdm.write(f"{width:12} {loose:17.2%} {'':28}" + "".join(f"{share:8.1%}" for share in shares))
-
-
-def print_convolutions(channels: list[int], side: int, steps: int, rounds: int) -> None:
-    """3 x 3 layers: the certificate over the norm on images of one size, and the time over that of the layer."""
-    print(
-        f"3 x 3 layers    Gram / norm on {side} x {side} - 1   time over that of the convolution: Gram  PowerIteration"
+    block = [fp.ResidualTransform(g, logdet=fp.Krylov())]
+    part = share(
+        lambda: torch.autograd.grad(g.bounded_weights(), leaves, seeds),
+        lambda: torch.autograd.backward(likelihood_loss(block, x)),
+        rounds,
     )
-    for width in tqdm(channels, desc="convolutions"):
-        x = torch.randn(16, width, side, side)
-        layer = fp.LipschitzConv2d(width, width, 3)
-        weight = attacked(layer, x, steps, 0.01)[-1]
-        loose = float(fp.Gram().measure(weight.double())) / operator_norm(weight, side) - 1
-        x, ratios = torch.randn(64, width, side, side, requires_grad=True), []
-        plain = nn.Conv2d(width, width, 3, padding=1)
-        convolution = seconds(lambda plain=plain, x=x: plain(x).sum().backward(), rounds)
+    return Figure(100 * part, "%")
+
+
+def dense(settings: Settings) -> Iterator[Measurement]:
+    """Square layers: the certificate over the norm; and the share of a training step of a block 43 x width x width."""
+    for width in tqdm(settings.widths, desc="dense"):
+        weight = in_a_flow(width, settings.steps)
+        by_norm = Figure(float(fp.Gram().measure(weight) / torch.linalg.matrix_norm(weight, 2)), "ratio")
+        yield "Certificates of dense layers", {"norm": "Gram", "width": width}, {"certificate / norm": by_norm}
+        x = torch.randn(512, 43)
+        for norm in NORMS:
+            figure = share_of_step(fp.LipschitzMLP(43, (width, width), norm=norm), x, settings.rounds)
+            setting = {"D": 43, "rows": len(x), "norm": type(norm).__name__, "width": width}
+            yield "Cost of bounded dense layers", setting, {"share of a training step": figure}
+
+
+def convolutions(settings: Settings) -> Iterator[Measurement]:
+    """3 x 3 layers: the certificate over the norm on images of one size, and the time over that of the layer."""
+    for width in tqdm(settings.channels, desc="convolutions"):
+        shape, setting = (width, settings.side, settings.side), {"kernel": 3, "side": settings.side, "channels": width}
+        weight = attacked(fp.LipschitzConv2d(width, width, 3), 16, *shape, steps=settings.steps // 10)[-1].double()
+        by_norm = Figure(float(fp.Gram().measure(weight)) / operator_norm(weight, settings.side), "ratio")
+        yield "Certificates of convolutions", {"norm": "Gram", **setting}, {"certificate / norm": by_norm}
+        x, plain = torch.randn(64, *shape, requires_grad=True), nn.Conv2d(width, width, 3, padding=1)
         for norm in (fp.Gram(), fp.PowerIteration()):
             layer = fp.LipschitzConv2d(width, width, 3, norm=norm)
-            ratios.append(seconds(weight_and_gradient(layer), rounds) / convolution)
-        tqdm.write(f"{width:12} {loose:27.2%} {'':28}" + "".join(f"{ratio:8.1%}" for ratio in ratios))
+            ratio = share(
+                partial(differentiate, layer.bounded_weight), partial(differentiate, plain, x), settings.rounds
+            )
+            figures = {"bounded weight / convolution": Figure(ratio, "ratio of times")}
+            yield "Cost of bounded convolutions", {"norm": type(norm).__name__, **setting, "images": len(x)}, figures
 
 
-def print_networks(side: int, rounds: int) -> None:
+def networks(settings: Settings) -> Iterator[Measurement]:
     """The share of bounded weights in the training step of a residual block on images, 3 x 3, 1 x 1, 3 x 3."""
-    print(f"LipschitzCNN(C, (64, 64)) on 16 images of {side} x {side}    share of a training step: Gram")
     for channels in tqdm((3, 12), desc="networks"):
-        g, x = fp.LipschitzCNN(channels, (64, 64)), torch.randn(16, channels, side, side)
-        bounded = seconds(weights_and_gradients(g), rounds)
-        transform = fp.ResidualTransform(g, logdet=fp.Krylov())
-        tqdm.write(f"C = {channels:8} {bounded / seconds(training_step(transform, x), rounds):40.1%}")
+        x = torch.randn(16, channels, settings.side, settings.side)
+        figure = share_of_step(fp.LipschitzCNN(channels, (64, 64)), x, settings.rounds)
+        setting = {"norm": "Gram", "hidden": (64, 64), "side": settings.side, "images": len(x), "channels": channels}
+        yield "Cost of a bounded convolutional network", setting, {"share of a training step": figure}
 
 
-def print_power_iteration(width: int, steps: int) -> None:
+def power_iteration(settings: Settings, width: int = 128, lr: float = 0.05) -> Iterator[Measurement]:
     """The largest norm of a layer over an adversarial training, by tolerance."""
-    print("PowerIteration  largest norm / bound - 1")
     for tol in tqdm((2e-2, 5e-3, 1e-3), desc="power iteration"):
         layer = fp.LipschitzLinear(width, width, norm=fp.PowerIteration(tol=tol))
-        weights = attacked(layer, torch.randn(256, width), steps, 0.05)
-        worst = max(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights) / layer.bound - 1
-        tqdm.write(f"{tol:12} {worst:17.2%}")
+        weights = torch.stack(attacked(layer, 256, width, steps=settings.steps, lr=lr))
+        excess = Figure(100 * (float(torch.linalg.matrix_norm(weights, 2).max()) / layer.bound - 1), "%")
+        setting = {"width": width, "steps": settings.steps, "lr": lr, "tol": tol}
+        yield "Power iteration under attack", setting, {"largest norm / bound - 1": excess}
 
 
-def print_orders(width: int, steps: int, count: int) -> None:
-    """Mixed norms: the certificate over the value of the power method, orders from (1.5, 2.5)."""
-    print(f"mixed norms, {width} x {width}     certificate / power method: median, largest")
-    for descending in (False, True):
-        for trained in (False, True):
-            ratios = []
-            for _ in tqdm(range(count), desc="mixed norms"):
-                p, q = sorted((1.5 + torch.rand(2)).tolist(), reverse=descending)
-                norm = fp.InducedNorm(p, q)
-                weight = torch.randn(width, width)
-                if trained:
-                    layer = fp.LipschitzLinear(width, width, norm=norm)
-                    weight = attacked(layer, torch.randn(256, width), steps, 0.01)[-1]
-                ratios.append(float(norm.measure(weight) / norm.estimate(weight)))
-            ratio = torch.tensor(ratios)
-            kind = f"{'p > q' if descending else 'p <= q'}, {'trained' if trained else 'Gaussian'}"
-            tqdm.write(f"{kind:20} {ratio.median():8.3f} {ratio.max():8.3f}")
+def orders(settings: Settings, width: int = 64) -> Iterator[Measurement]:
+    """Norms from p to q: the certificate over the value of the power method, orders from (1.5, 2.5)."""
+    for kind in ("p <= q, Gaussian", "p <= q, trained", "p > q, Gaussian", "p > q, trained"):
+        ratios = []
+        for _ in tqdm(range(settings.orders), desc=kind):
+            p, q = sorted((1.5 + torch.rand(2)).tolist(), reverse="p > q" in kind)
+            norm, weight = fp.InducedNorm(p, q), torch.randn(width, width)
+            if "trained" in kind:
+                layer = fp.LipschitzLinear(width, width, norm=norm)
+                weight = attacked(layer, 256, width, steps=settings.steps)[-1]
+            ratios.append(float(norm.measure(weight) / norm.estimate(weight)))
+        figures = {
+            "certificate / estimate, median": Figure(statistics.median(ratios), "ratio"),
+            "certificate / estimate, largest": Figure(max(ratios), "ratio"),
+        }
+        yield "Norms from p to q", {"width": width, "matrix": kind}, figures
 
 
-def main() -> None:
-    """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="*", default=[64, 128, 256, 512])
-    parser.add_argument("--channels", type=int, nargs="*", default=[8, 16, 32, 64])
-    parser.add_argument("--side", type=int, default=32, help="size of the images")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of the layers")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each timing")
-    parser.add_argument("--orders", type=int, default=20, help="matrices for mixed norms")
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-    print_dense(options.widths, options.steps, options.rounds)
-    print_convolutions(options.channels, options.side, options.steps // 10, options.rounds)
-    print_networks(options.side, options.rounds)
-    print_power_iteration(128, options.steps)
-    print_orders(64, options.steps, options.orders)
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Everything."""
+    for part in (dense, convolutions, networks, power_iteration, orders):
+        yield from part(settings)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

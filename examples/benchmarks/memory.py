@@ -1,22 +1,25 @@
 """Measures the peak memory of log-det training, one process per setting.
 
-Prints by how much the peak resident memory of one forward and backward pass exceeds that of the bare process, and the
-ratio to differentiating the series (`Autograd`) with as many terms.
+By how much the peak resident memory of one forward and backward pass exceeds that of the bare process, and the share of
+differentiating the series (`Autograd`) with as many terms.
 
     python examples/benchmarks/memory.py
     python examples/benchmarks/memory.py --batch 512 --blocks 8
 """
 
-import argparse
-import resource
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from tqdm import tqdm
 
 import flowplug as fp
+from benchmarks.measurements import Figure, Measurement, Recorded, run
+from benchmarks.models import likelihood_loss
+from common.memory import peak_alone
 
-GRADIENTS = {
+GRADIENTS: dict[str, Callable[[fp.Truncated], fp.LogDet]] = {
     "Autograd": lambda terms: fp.PowerSeries(terms=terms, gradient=fp.Autograd()),
     "Neumann": lambda terms: fp.PowerSeries(terms=terms),
     "Recompute": lambda terms: fp.PowerSeries(terms=terms, gradient=fp.Recompute()),
@@ -25,48 +28,36 @@ GRADIENTS = {
 }
 
 
-def peak(options: argparse.Namespace, name: str, terms: int) -> int:
-    """Peak memory in bytes above that of the process before training, measured in this process."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    make = GRADIENTS[name]
-    networks = [fp.LipschitzMLP(options.features, options.hidden) for _ in range(options.blocks)]
-    flow = fp.ComposedTransform(*(fp.ResidualTransform(g, logdet=make(fp.Truncated(terms))) for g in networks))
-    small = torch.randn(2, options.features)
-    flow(small)[1].sum().backward()  # loads what torch loads at first use
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    y, ladj = flow(torch.randn(options.batch, options.features))
-    (y.square().sum() / 2 - ladj.sum()).backward()
-    return 1024 * max(1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+@dataclass(frozen=True)
+class Settings(Recorded):
+    """What to train."""
+
+    features: int = 43
+    hidden: tuple[int, ...] = (128, 128, 128)
+    blocks: int = 16
+    batch: int = 2048
+    terms: tuple[int, ...] = (2, 10, 40)
 
 
-def main() -> None:
-    """Prints one line per gradient and number of terms."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, default=43)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128, 128])
-    parser.add_argument("--blocks", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--terms", type=int, nargs="+", default=[2, 10, 40])
-    parser.add_argument("--one", nargs=2, metavar=("GRADIENT", "TERMS"), help="measure this one and print bytes")
-    options = parser.parse_args()
-    if options.one:
-        print(peak(options, options.one[0], int(options.one[1])))
-        return
-    print(f"{options.blocks} blocks, {options.features}-d, hidden {options.hidden}, batch {options.batch}, float32")
-    print(f"{'gradient':18}" + "".join(f"{n:>6} terms: MiB  ratio" for n in options.terms))
-    reference: dict[int, int] = {}
-    for name in GRADIENTS:
-        print(f"{name:18}", end="", flush=True)
-        for terms in options.terms:
-            done = subprocess.run(
-                [sys.executable, *sys.argv, "--one", name, str(terms)], capture_output=True, text=True, check=True
-            )
-            size = int(done.stdout)
-            reference.setdefault(terms, size)
-            print(f"{size / 2**20:17.0f}  {size / reference[terms]:5.1%}", end="", flush=True)
-        print()
+def step(settings: Settings, name: str, terms: int, rows: int) -> None:
+    """Forward and backward of one batch."""
+    networks = [fp.LipschitzMLP(settings.features, settings.hidden) for _ in range(settings.blocks)]
+    transforms = [fp.ResidualTransform(g, logdet=GRADIENTS[name](fp.Truncated(terms))) for g in networks]
+    torch.autograd.backward(likelihood_loss(transforms, torch.randn(rows, settings.features)))
+
+
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Every gradient for every number of terms."""
+    reference = dict[int, float]()
+    common = {"blocks": settings.blocks, "D": settings.features, "hidden": settings.hidden, "rows": settings.batch}
+    for name in tqdm(GRADIENTS):
+        for terms in settings.terms:
+            work = partial(step, settings, name, terms)
+            peak = peak_alone(partial(work, 2), partial(work, settings.batch))
+            share = 100 * peak / reference.setdefault(terms, peak)
+            figures = {"peak": Figure(peak, "MiB"), "share of Autograd": Figure(share, "%")}
+            yield "Memory of a training step", {**common, "gradient": name, "terms": terms}, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

@@ -1,7 +1,7 @@
 """Measures the variance of log-det estimators on the Jacobians of a trained residual flow.
 
-Prints, for each block, the excess variance of value and gradient over that of the probe (the Hutchinson floor), for the
-power series and the Krylov series with the same roulette, 3 products on average, and the ratio; then the same for the
+For each block, the excess variance of value and gradient over that of the probe (the Hutchinson floor), for the power
+series and the Krylov series with the same roulette, 3 products on average, and the ratio; then the same for the
 Jacobians scaled to norm 0.95. The excess is exact, not sampled: the estimates of all lengths up to 60 are computed,
 with the code under test, and weighted with their probabilities. The gradient is that with respect to the Jacobian.
 
@@ -9,19 +9,30 @@ with the code under test, and weighted with their probabilities. The gradient is
     python examples/benchmarks/variance.py --data FILE.npz --steps 1500
 """
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import torch
-from tables import load_table, residual_flow, train
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 import flowplug as fp
+from benchmarks.measurements import Measurement, Recorded, run
+from benchmarks.models import jacobians, residual_parts, trained_stack
+from common.tables import EMBEDDED, load
 
 ROULETTE = fp.Roulette(fp.Geometric(0.5), exact=2)
+Pair = tuple[Tensor, Tensor]  # of a value and a gradient
+
+
+@dataclass(frozen=True)
+class Settings(Recorded):
+    """What to train and where to measure."""
+
+    data: str = EMBEDDED  # .npz file with arrays train, val and test, or that table
+    steps: int = 1500
+    blocks: int = 6
+    rows: int = 256
 
 
 @dataclass(frozen=True)
@@ -29,14 +40,12 @@ class Stopped:
     """A roulette that happened to stop after n terms."""
 
     n: int
-    rtol: float = 0.0
+    rtol: ClassVar[float] = 0.0
 
-    def schedule(
-        self, rows: int, bound: Callable[[], float], generator: Generator | None
-    ) -> Iterator[tuple[float, int]]:
+    def schedule(self, count: int, branch: fp.Branch, generator: Generator | None) -> list[tuple[float, int]]:
         """All rows, n times, with the weights of the roulette."""
-        for k in range(1, self.n + 1):
-            yield 1 / ROULETTE.length.survival(max(0, k - ROULETTE.exact), bound), rows
+        survivals = (ROULETTE.length.survival(max(0, k - ROULETTE.exact), branch) for k in range(1, self.n + 1))
+        return [(1 / survival, count) for survival in survivals]
 
     def decay(self, bound: float) -> float:
         """Nothing is left to chance."""
@@ -46,95 +55,67 @@ class Stopped:
 class Linear(nn.Module):
     """g(x) = J x with a matrix of its own for every row, ``(B, D, D)``."""
 
-    def __init__(self, jacobians: Tensor) -> None:
+    def __init__(self, matrices: Tensor) -> None:
         super().__init__()
-        self.jacobians = nn.Parameter(jacobians)
+        self.matrices = nn.Parameter(matrices)
 
     def forward(self, x: Tensor) -> Tensor:
         """Row by row."""
-        return (self.jacobians @ x.unsqueeze(2)).squeeze(2)
+        return (self.matrices @ x.unsqueeze(2)).squeeze(2)
 
 
 @fp.lipschitz_bound.register
 def _(module: Linear) -> fp.LipschitzBound:
-    return fp.LipschitzBound(0.0)  # what counts here is the spectrum, which is printed
+    return fp.LipschitzBound(0.0)  # what counts here is the spectrum, which is measured
 
 
-def estimate(g: Linear, make: type, terms: object) -> tuple[Tensor, Tensor]:
+def estimate(g: Linear, logdet: fp.LogDet) -> Pair:
     """Value ``(B,)`` and gradient with respect to J ``(B, D, D)``, for probes that do not change from call to call."""
-    rows, size = g.jacobians.shape[:2]
-    transform = fp.ResidualTransform(g, logdet=make(terms=terms, control=None))
+    transform = fp.ResidualTransform(g, logdet=logdet)
     transform.noise_seed.zero_()
     with fp.fixed_noise(0):
-        ladj = transform(torch.zeros(rows, size))[1]
-    return ladj.detach(), torch.autograd.grad(ladj.sum(), g.jacobians)[0]
+        ladj = transform(torch.zeros(g.matrices.shape[:2]))[1]
+    return ladj.detach(), torch.autograd.grad(ladj.sum(), g.matrices)[0]
 
 
-def excess(g: Linear, make: type, longest: int = 60) -> tuple[float, float]:
-    """Mean squared deviation, over all lengths, from the limit of the series."""
-    limit = estimate(g, fp.Krylov, fp.Truncated(g.jacobians.shape[1] + 1))
-    totals = [0.0, 0.0]
-    for n in range(ROULETTE.exact, longest):
-        chance = 0.5 ** (n - ROULETTE.exact + 1)
-        for i, (part, wanted) in enumerate(zip(estimate(g, make, Stopped(n)), limit, strict=True)):
-            totals[i] += (
-                chance * float((part - wanted).square().flatten(1).sum(1).mean())
-                if i
-                else chance * float((part - wanted).square().mean())
-            )
-    return totals[0], totals[1]
+def squared(one: Pair, other: Pair) -> Tensor:
+    """The mean squared deviations of value and gradient, ``(2,)``."""
+    return torch.stack([(a - b).square().reshape(len(a), -1).sum(1).mean() for a, b in zip(one, other, strict=True)])
 
 
-def floor(g: Linear) -> tuple[float, float]:
-    """The variance that random probes leave if the series is summed exactly."""
-    inverse = torch.linalg.inv(torch.eye(g.jacobians.shape[1]) + g.jacobians.detach()).mT
-    truth = torch.linalg.slogdet(torch.eye(g.jacobians.shape[1]) + g.jacobians.detach()).logabsdet
-    value, gradient = estimate(g, fp.Krylov, fp.Truncated(g.jacobians.shape[1] + 1))
-    return float((value - truth).square().mean()), float((gradient - inverse).square().sum((1, 2)).mean())
+def variances(matrices: Tensor, longest: int = 60) -> dict[str, Tensor]:
+    """Of value and gradient, ``(2,)``: what the probes leave, the excess of both series, and the ratio of these."""
+    g, eye = Linear(matrices), torch.eye(matrices.shape[1])
+    limit = estimate(g, fp.Krylov(terms=fp.Truncated(len(eye) + 1), control=None))
+    truth = torch.linalg.slogdet(eye + matrices).logabsdet, torch.linalg.inv(eye + matrices).mT
+    found = {"floor": squared(limit, truth)}
+    for make in (fp.PowerSeries, fp.Krylov):
+        found[make.__name__] = torch.zeros(2)
+        for n in range(ROULETTE.exact, longest):
+            own = estimate(g, make(terms=Stopped(n), control=None))
+            found[make.__name__] += 0.5 ** (n - ROULETTE.exact + 1) * squared(own, limit)
+    return found | {"PowerSeries / Krylov": found["PowerSeries"] / found["Krylov"]}
 
 
-def report(name: str, jacobians: Tensor) -> None:
-    """One line for one set of Jacobians ``(B, D, D)``."""
-    g = Linear(jacobians)
-    radius = float(torch.linalg.eigvals(jacobians).abs().max())
-    norm = float(torch.linalg.matrix_norm(jacobians, 2).max())
-    (value, gradient), power, krylov = floor(g), excess(g, fp.PowerSeries), excess(g, fp.Krylov)
-    print(f"{name:24} {radius:5.2f} {norm:5.2f}", end="")
-    for base, a, b in zip((value, gradient), power, krylov, strict=True):
-        print(f"   {base:8.3g} {a:8.2e} {b:8.2e} 1/{a / b:<8.3g}", end="")
-    print()
-
-
-def main() -> None:
-    """Trains, then prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help=".npz with arrays train and val; default: UCI Breast Cancer")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--rows", type=int, default=256)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(settings: Settings) -> Iterator[Measurement]:
+    """Every block of a trained flow."""
     torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    rows, _ = load_table(options.data)
-    flow = residual_flow(rows.shape[1], options.blocks)
-    for _ in tqdm(train(flow, rows, options.steps), total=options.steps, desc="training"):
-        pass
-    print(f"{'':24} {'max':>5} {'max':>5}   {'value':^38}   {'gradient':^38}")
-    names = f"{'floor':>8} {'power':>8} {'Krylov':>8} {'ratio':10}"
-    print(f"{'block':24} {'rho':>5} {'|J|_2':>5}   {names}   {names}")
-    x, number = rows[: options.rows], 0
-    for part in flow.transforms:
-        if isinstance(part, fp.ResidualTransform):
-            number += 1
-            with torch.no_grad():
-                jacobians = part.g.branch(None).jacobian(x)[1].contiguous()
-            report(f"{number}", jacobians)
-            norms = torch.linalg.matrix_norm(jacobians, 2)[:, None, None]
-            report(f"{number}, every |J|_2 = 0.95", 0.95 * jacobians / norms)
-        with torch.no_grad():
-            x = part(x)[0]
+    table = load(settings.data, dtype=torch.float64)
+    flow = trained_stack(table.train, settings.blocks, settings.steps)
+    for number, (part, x) in enumerate(residual_parts(flow, table.train[: settings.rows]), 1):
+        own = jacobians(part, x)
+        norms = torch.linalg.matrix_norm(own, 2)
+        for kind, matrices in {"trained": own, "of norm 0.95": 0.95 * own / norms[:, None, None]}.items():
+            figures = {
+                "spectral radius": float(torch.linalg.eigvals(matrices).abs().max()),
+                "norm": float(torch.linalg.matrix_norm(matrices, 2).max()),
+            }
+            pairs = variances(matrices)
+            for i, of in enumerate(("value", "gradient")):
+                figures |= {f"{of}: {name}": float(pair[i]) for name, pair in pairs.items()}
+            setting = {"data": table.name, "block": number, "Jacobians": kind}
+            yield "Variance of log-det estimators", setting, figures
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, Settings, __doc__)

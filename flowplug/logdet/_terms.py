@@ -126,12 +126,11 @@ class Converged:
         return 1.0
 
 
-@dataclass(frozen=True)
 class _UntilConverged:
     """The terms of `Converged`, and an error behind the last one."""
 
-    terms: Converged
-    count: int
+    def __init__(self, terms: Converged, count: int) -> None:
+        self.terms, self.count = terms, count
 
     def __iter__(self) -> Iterator[tuple[float, int]]:
         yield from itertools.repeat((1.0, self.count), self.terms.max_terms)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowplug._errors import NotConverged
-from flowplug.branch import Branch
+from flowplug.branch import Branch, LipschitzBound
 
 _ROUNDING = 64  # units of rounding within which a residual may stop to shrink
 
@@ -46,9 +45,8 @@ class Memory:
         """Forgets all rows but those where ``pending: (R,)`` holds."""
 
 
-@dataclass
 class State:
-    """The rows still in the batch.
+    """The rows still in the batch, before the first evaluation of g all of ``target: (B, D)``.
 
     Attributes:
         rows: Their numbers ``(R,)``.
@@ -61,21 +59,11 @@ class State:
         pending: Whether the row is unfinished ``(R,)``.
     """
 
-    rows: Tensor
-    target: Tensor
-    x: Tensor
-    r: Tensor
-    size: Tensor
-    candidate: Tensor
-    plain: Tensor
-    pending: Tensor
-
-    @classmethod
-    def start(cls, target: Tensor) -> State:
-        """All rows ``(B, D)``, before the first evaluation of g."""
-        yes = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        rows, size = torch.arange(len(target), device=target.device), target.new_full((len(target),), math.inf)
-        return cls(rows, target, target, torch.zeros_like(target), size, target, yes, yes)
+    def __init__(self, target: Tensor) -> None:
+        self.rows = torch.arange(len(target), device=target.device)
+        self.target = self.x = self.candidate = target
+        self.r, self.size = torch.zeros_like(target), target.new_full((len(target),), math.inf)
+        self.plain = self.pending = torch.ones_like(self.rows, dtype=torch.bool)
 
     def accept(self, residual: Tensor, tried: Tensor, good: Tensor) -> None:
         """Moves the rows whose step was good to the candidate, with its residual and the norm of that."""
@@ -84,25 +72,22 @@ class State:
         self.size = torch.where(good, tried, self.size)
 
     def shrink(self) -> None:
-        """Drops the rows that are finished."""
-        for name in ("rows", "target", "x", "r", "size", "candidate", "plain"):
+        """Drops the rows that are finished, before the next candidate is chosen."""
+        for name in ("rows", "target", "x", "r", "size"):
             setattr(self, name, getattr(self, name)[self.pending])
         self.pending = self.pending[self.pending]
 
 
-@dataclass(frozen=True)
 class Rule:
     """When a row is finished, and when its iteration has failed.
 
-    Attributes:
-        contraction: The Lipschitz bound L of g.
-        order: The order of the norm it holds in, which measures residuals.
+    Args:
+        lipschitz: The bound L of g; its norm measures residuals.
         tol: The largest error; rounding ends the iteration as well, and alone if ``None``.
     """
 
-    contraction: float
-    order: float | None
-    tol: float | None
+    def __init__(self, lipschitz: LipschitzBound, tol: float | None) -> None:
+        self.contraction, self.order, self.tol = float(lipschitz), lipschitz.domain, tol
 
     def norm(self, x: Tensor) -> Tensor:
         """In the norm of the bound, ``(R,)``."""
@@ -146,8 +131,8 @@ def iterate(name: str, branch: Branch, y: Tensor, *, tol: float | None, max_step
     Raises:
         NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
     """
-    lipschitz, state, solution = branch.lipschitz_bound(), State.start(y.flatten(1)), y.clone()
-    rule = Rule(float(lipschitz), lipschitz.domain, tol)
+    lipschitz = branch.lipschitz_bound()
+    rule, state, solution = Rule(lipschitz, tol), State(y.flatten(1)), y.clone()
     step, left = 0, len(y)
     while left and step < max_steps:
         step += 1

@@ -148,6 +148,28 @@ class TestArguments:
         with pytest.raises(fp.ContextError, match="context_features=4, but net takes a context of width 0"):
             self.estimator(context_features=4)
 
+    def test_a_log_det_replaces_them(self):
+        assert self.estimator(logdet=fp.Krylov()) == fp.Krylov()
+        with pytest.raises(TypeError, match=r"geom_p, n_samples beside logdet=ExactLogDet\(\), which replaces"):
+            self.estimator(logdet=fp.ExactLogDet(), geom_p=0.3, n_samples=2)
+        with pytest.raises(TypeError, match="Residual got brute_force beside logdet"):
+            self.estimator(logdet=fp.Krylov(), brute_force=True)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("hidden_features", (8,)), ("bound", 0.9), ("norm", fp.Gram()), ("activation", fp.Sine)],
+    )
+    def test_a_network_that_is_built_takes_no_options(self, name, value):
+        for net in (fp.LipschitzMLP(2), nf.nets.LipschitzMLP([2, 4, 2], lipschitz_const=0.9)):
+            with pytest.raises(TypeError, match=f"Residual got {name} beside net, a LipschitzMLP that is built alr"):
+                flowplug_normflows.Residual(net, **{name: value})
+
+    def test_strategies_go_with_a_network_that_is_built(self):
+        chosen = {"eval_logdet": fp.Krylov(), "solver": fp.FixedPoint(max_steps=50)}
+        core = flowplug_normflows.Residual(fp.LipschitzMLP(2), n_power_series=7, **chosen).core
+        assert (core.eval_logdet, core.solver) == (fp.Krylov(), fp.FixedPoint(max_steps=50))
+        assert core.logdet == fp.PowerSeries(terms=fp.Truncated(7))
+
     def test_positional_order_is_that_of_normflows(self):
         with pytest.warns(fp.InfiniteVarianceWarning):
             flow = flowplug_normflows.Residual(fp.LipschitzMLP(2), False, False, 0.4, 2.0, None, False, False, 2)  # noqa: FBT003
@@ -172,6 +194,62 @@ def test_only_normflows_2_norm_layers_have_a_bound():
     layer = nf.nets.lipschitz.InducedNormLinear(3, 3, domain=1, codomain=1, n_iterations=5)
     with pytest.raises(fp.LipschitzError, match=r"domain=2, codomain=2"):
         fp.lipschitz_bound(layer)
+
+
+class TestResidualFlow:
+    def test_is_normflows_own_class(self):
+        assert type(flowplug_normflows.ResidualFlow(2)) is nf.NormalizingFlow
+        assert type(flowplug_normflows.ResidualFlow(2, context_features=1)) is nf.ConditionalNormalizingFlow
+
+    def test_without_context(self):
+        model = flowplug_normflows.ResidualFlow(2, 2, (8,), bound=0.7, p=nf.distributions.TwoMoons())
+        x = 1 + torch.randn(64, 2)
+        train(model, lambda: model.forward_kld(x))
+        assert all(p.grad is not None for p in model.parameters())
+        train(model, lambda: model.reverse_kld(64))
+        train(model, lambda: model.reverse_kld(64, score_fn=False))
+        train(model, lambda: model.reverse_alpha_div(64, dreg=True))
+        samples, log_prob = model.sample(7)
+        torch.testing.assert_close(model.log_prob(samples), log_prob, atol=1e-4, rtol=0)
+
+    def test_with_context(self):
+        class Target(nn.Module):
+            def log_prob(self, z, context):
+                return -((z - context[:, :2]) ** 2).sum(1)
+
+        model = flowplug_normflows.ResidualFlow(2, 2, (8,), context_features=4, p=Target())
+        x, context = torch.randn(64, 2), torch.randn(64, 4)
+        train(model, lambda: model.forward_kld(x, context))
+        assert all(p.grad is not None for p in model.parameters())
+        train(model, lambda: model.reverse_kld(64, context))
+        train(model, lambda: model.reverse_kld(64, context, score_fn=False))
+        samples, log_prob = model.sample(64, context)
+        torch.testing.assert_close(model.log_prob(samples, context), log_prob, atol=1e-4, rtol=0)
+        with pytest.raises(fp.ContextError, match="pass a context"):
+            model.log_prob(x)
+
+    def test_base_distribution(self):
+        assert not list(flowplug_normflows.ResidualFlow(2).q0.parameters())
+        q0 = nf.distributions.GaussianMixture(3, 2)  # takes no context
+        model, x = flowplug_normflows.ResidualFlow(2, 1, q0=q0), torch.randn(8, 2)
+        q0.to(x)  # in single precision from NumPy
+        assert model.q0 is q0
+        assert model.log_prob(x).shape == (8,)
+
+    def test_normalises(self):
+        model = flowplug_normflows.ResidualFlow(2, 2, (8,), bound=0.7).double()
+        model.log_prob(0.5 * torch.randn(200, 2, dtype=torch.float64))
+        assert abs(integral(model.eval().log_prob, side=801, reach=10.0) - 1) < 1e-4
+
+    def test_saving_and_copying(self, tmp_path):
+        model, x = flowplug_normflows.ResidualFlow(2, 2, (8,)), torch.randn(16, 2)
+        wanted = model.log_prob(x)
+        torch.save(model, tmp_path / "flow.pt")
+        assert torch.equal(torch.load(tmp_path / "flow.pt", weights_only=False).log_prob(x), wanted)
+        assert torch.equal(copy.deepcopy(model).log_prob(x), wanted)
+        fresh = flowplug_normflows.ResidualFlow(2, 2, (8,))
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(fresh.log_prob(x), wanted)
 
 
 def mixed_flow():

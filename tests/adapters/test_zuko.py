@@ -138,6 +138,20 @@ class TestTorchDistributions:
         assert zuko.distributions.NormalizingFlow(t, base).log_prob(x).shape == (5,)
 
 
+@pytest.mark.parametrize("make", [flowplug_zuko.ResidualTransform, flowplug_zuko.ResidualFlow])
+class TestExact:
+    @pytest.mark.parametrize(("exact", "logdet"), [(None, None), (True, fp.ExactLogDet()), (False, fp.Krylov())])
+    def test_is_short_for_a_log_det(self, make, exact, logdet):
+        cores = [part for part in make(3, exact=exact).modules() if isinstance(part, fp.ResidualTransform)]
+        assert cores
+        assert all((core.logdet, core.eval_logdet) == (logdet, None) for core in cores)
+
+    def test_is_refused_beside_one(self, make):
+        message = r"exact=False is short for logdet=Krylov\(.*\): drop exact, as logdet=ExactLogDet\(\) is given"
+        with pytest.raises(TypeError, match=message):
+            make(3, exact=False, logdet=fp.ExactLogDet())
+
+
 def test_missing_context_is_a_value_error():
     with pytest.raises(ValueError, match="pass a context"):
         flowplug_zuko.ResidualTransform(3, 5)()(torch.randn(4, 3))

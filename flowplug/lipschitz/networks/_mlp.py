@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowplug.branch import Linearization, bound_in
+from flowplug.branch import Linearization, lipschitz_bound
 from flowplug.lipschitz.activations import Activation, SineHuber, linearize
 from flowplug.lipschitz.layers import dense_layer
 from flowplug.lipschitz.networks._network import LipschitzNetwork, NetworkBranch, check_sizes, make_activation, norms_of
@@ -109,7 +109,7 @@ class MLPBranch(NetworkBranch):
 
     def _chain(self, x: Tensor) -> Chain | None:
         activations = list(self._network.activations)
-        if not all(bound_in(activation, None).elementwise for activation in activations):
+        if not all(isinstance(part, Activation) or lipschitz_bound(part).elementwise for part in activations):
             return None
         widths = [weight.shape[0] for weight in self._weights[:-1]]
         folded = self._folded(

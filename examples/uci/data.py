@@ -10,30 +10,31 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO
 
-import compare
 import numpy as np
 import pooch
 import requests
 import torch
 from tqdm import tqdm
 
+from common import tables
+from common.report import replacing
+from common.tables import PARTS
+
 URL = "https://zenodo.org/record/1161203/files/data.tar.gz"
 CHECKSUM = "md5:9b9c9b0375315ad270eba4ce80c093ab"  # as other projects that read the archive check it
 
-PARTS = ("train", "val", "test")
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@dataclass
-class Table(compare.Data):
-    """A table in parts of ``(rows, features)``, and whether it is the published one, to the row."""
+@dataclass(frozen=True)
+class Table(tables.Table):
+    """A table, and whether it is the published one, to the row."""
 
     published: bool
 
@@ -137,18 +138,6 @@ def optional(package: str, table: str) -> ModuleType:
         raise ImportError(f"{table} is stored in a format of {package}: pip install {package}") from error
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` once it is written whole, and leaves nothing behind otherwise."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def download(url: str, checksum: str | None, folder: Path) -> Path:
     """The archive, from ``folder`` if it is there; a download that broke off goes on from its ``.part``.
 
@@ -190,9 +179,9 @@ def members(archive: Path, wanted: Sequence[str]) -> list[IO[bytes]]:
             for member in tar:
                 seen.append(member.name)
                 for name in wanted:
-                    if member.isfile() and f"/{member.name}".endswith(f"/{name}"):
-                        found[name] = io.BytesIO(tar.extractfile(member).read())
-            while tar.fileobj.read(2**20):  # to the checksum of the compression, the only sign of some damage
+                    if f"/{member.name}".endswith(f"/{name}") and (file := tar.extractfile(member)):
+                        found[name] = io.BytesIO(file.read())
+            while tar.fileobj and tar.fileobj.read(2**20):  # to the checksum, the only sign of some damage
                 pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ValueError(f"{archive} is damaged ({error}): delete it and get it again") from error
@@ -222,22 +211,21 @@ def prepare(name: str, archive: Path) -> Path:
     if any(shape[1:] != (recipe.features,) for shape in shapes) or not all(np.isfinite(p).all() for p in parts):
         raise ValueError(f"{name} of {archive} must have {recipe.features} columns of finite numbers; it has {shapes}")
     with replacing(target) as file:
-        np.savez(file, **{part: rows.astype(np.float32) for part, rows in zip(PARTS, parts, strict=True)})
+        train, val, test = (rows.astype(np.float32) for rows in parts)
+        np.savez(file, train=train, val=val, test=test)
     return target
 
 
 def load(
     source: str, archive: Path | None, url: str, checksum: str | None, folder: Path, device: torch.device
 ) -> Table:
-    """A published table by its name; or, as `compare.load_data` has them, an .npz file or ``breast-cancer``.
+    """A published table by its name; or, as `common.tables.load` has them, an .npz file or ``breast-cancer``.
 
     Raises:
         ValueError: The file or the archive is not what it should be.
     """
     if source not in RECIPES:
-        path = None if source == "breast-cancer" else Path(source)
-        parts = compare.load_data(path, str(device))
-        return Table(Path(source).stem, parts.train, parts.val, parts.test, published=False)
+        return Table(**vars(tables.load(source, device)), published=False)
     recipe = RECIPES[source]
     folder.mkdir(parents=True, exist_ok=True)
     with np.load(prepare(source, archive or download(url, checksum, folder))) as file:

@@ -1,17 +1,18 @@
-"""What examples/uci.py writes: the results, a table of them, what flowplug's transforms gain, and the curves."""
+"""What the benchmark writes: the results, a table of them, what flowplug's transforms gain, and the curves."""
 
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-import uci_data
-import uci_models
 from torch import Tensor
-from uci_training import run_path
+
+from common.report import markdown, shown, write_lines, write_text
+from uci.models import PLAIN
+from uci.runs import Config, Line, run_path
 
 SAMPLES = 200  # whose time is measured
 STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
@@ -30,76 +31,69 @@ REFERENCE = {
 }
 
 
-def shown(value: float | None, form: str) -> str:
-    """A number of the table, ``None`` where it is not finite."""
-    return "-" if value is None else format(value, form)
-
-
-def table(lines: list[dict[str, Any]]) -> str:
+def table(lines: Sequence[Line]) -> str:
     """The results as a Markdown table; published figures stand below those on the published data only."""
-    rows = [
-        "| data | model | seed | test log-likelihood (nats) ± 2 s.e. | parameters | steps | steps/s | peak MiB "
-        f"| {SAMPLES} samples, ms | round trip |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = [
+        "data", "model", "seed", "test log-likelihood (nats) ± 2 s.e.", "parameters", "steps", "steps/s", "peak MiB",
+        f"{SAMPLES} samples, ms", "round trip",
+    ]  # fmt: skip
+    rows: list[list[object]] = []
     for data, published in dict.fromkeys((line["config"]["data"], line["published"]) for line in lines):
         for line in lines:
             if (line["config"]["data"], line["published"]) == (data, published):
-                rows.append(f"| {data} | {line['config']['model']} | {line['config']['seed']} | {cells(line)} |")
+                rows.append([data, line["config"]["model"], line["config"]["seed"], *cells(line)])
         if published:
-            values = {model: figures[COLUMNS.index(data)] for model, figures in REFERENCE.items()}
-            rows += [f"| {data} | {model}, published | | {value} | | | | | | |" for model, value in values.items()]
-    return "\n".join(rows)
+            figures = {model: values[COLUMNS.index(data)] for model, values in REFERENCE.items()}
+            rows += [[data, f"{model}, published", "", value, *[""] * 6] for model, value in figures.items()]
+    return markdown(columns, rows)
 
 
-def cells(line: dict[str, Any]) -> str:
+def cells(line: Line) -> list[str]:
     """The measured columns of one row."""
     if "failed" in line:
-        return f"{line['failed']} | | | | | |"
+        return [line["failed"], *[""] * 6]
     level, spread = (shown(line[key], ".3f") for key in ("test_log_likelihood", "two_standard_errors"))
     forms = {"steps_per_second": ".1f", "peak_memory_mib": ".0f", "sampling_ms": ".0f", "round_trip_error": ".0e"}
-    rest = " | ".join(shown(line[key], form) for key, form in forms.items())
-    return f"{level} ± {spread} | {line['parameters']:,} | {line['steps']} | {rest}"
+    rest = [shown(line[key], form) for key, form in forms.items()]
+    return [f"{level} ± {spread}", f"{line['parameters']:,}", str(line["steps"]), *rest]
 
 
-def summary(lines: list[dict[str, Any]], out: Path) -> str:
+def summary(lines: Sequence[Line], out: Path) -> str:
     """Means over seeds as a Markdown table, and what flowplug's transforms gain: differences on the same test rows.
 
     In bold the mixture with each host flow that is best on validation rows: the one to judge by.
     """
-    rows = [
-        "| data | model | seeds | validation | test log-likelihood (nats) ± 2 s.e. | steps | gain (nats) ± 2 s.e. "
-        "| of each seed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    done: dict[tuple[str, str], dict[int, tuple[Tensor, dict[str, Any]]]] = {key_of(line): {} for line in lines}
+    columns = [
+        "data", "model", "seeds", "validation", "test log-likelihood (nats) ± 2 s.e.", "steps", "gain (nats) ± 2 s.e.",
+        "of each seed",
+    ]  # fmt: skip
+    done: dict[tuple[str, str], dict[int, tuple[Tensor, Line]]] = {key_of(line): {} for line in lines}
     for line in lines:
         values = log_likelihoods(line["config"], out)
         if "failed" not in line and values is not None:
             done[key_of(line)][line["config"]["seed"]] = (values, line)
     validation = {key: mean(line["validation"] for _, line in runs.values()) for key, runs in done.items() if runs}
+    rows = []
     for (data, model), runs in done.items():
-        name = uci_models.PLAIN.get(model, "")
-        plain, rivals = done.get((data, name), {}), [key for key in validation if key[0] == data]
+        name = PLAIN.get(model, "")
+        rivals = [key for key in validation if key[0] == data and PLAIN.get(key[1]) == name]
+        chosen = bool(name) and (data, model) == max(rivals, key=validation.__getitem__, default=None)
+        plain = done.get((data, name), {})
         gain = {seed: values - plain[seed][0] for seed, (values, _) in runs.items() if seed in plain}
-        best = max(
-            (key for key in rivals if uci_models.PLAIN.get(key[1]) == name), key=validation.__getitem__, default=""
-        )
-        cells = (
+        rows.append([
             data,
-            f"**{model}**" if name and best == (data, model) else model,
-            " ".join(str(seed) for seed in runs),
+            f"**{model}**" if chosen else model,
+            " ".join(map(str, runs)),
             format(validation[data, model], ".3f") if runs else "",
             estimate([values for values, _ in runs.values()]),
-            str(round(mean(line["steps"] for _, line in runs.values()))) if runs else "",
+            round(mean(line["steps"] for _, line in runs.values())) if runs else "",
             estimate(list(gain.values()), "+"),
             " ".join(f"{float(value.mean()):+.2f}" for value in gain.values()),
-        )
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+        ])  # fmt: skip
+    return markdown(columns, rows)
 
 
-def key_of(line: dict[str, Any]) -> tuple[str, str]:
+def key_of(line: Line) -> tuple[str, str]:
     """Data and model of a run."""
     return line["config"]["data"], line["config"]["model"]
 
@@ -119,14 +113,14 @@ def estimate(values: list[Tensor], sign: str = "") -> str:
     return f"{float(table.mean()):{sign}.3f} ± {2 * math.sqrt(variance):.3f}"
 
 
-def log_likelihoods(config: dict[str, Any], out: Path) -> Tensor | None:
+def log_likelihoods(config: Config, out: Path) -> Tensor | None:
     """Test log-likelihoods ``(rows,)`` of a run, if they are still there: a run of other options overwrites them."""
     path = run_path(config, out, "values")
     saved = torch.load(path, weights_only=True) if path.exists() else {"config": None}
     return saved["values"] if saved["config"] == config else None
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
+def draw(lines: Sequence[Line], path: Path) -> None:
     """Draws validation log-likelihood against time, a panel per table: a colour per host, a line style per mixture."""
     done = [line for line in lines if "failed" not in line]
     names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
@@ -152,12 +146,9 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def report(lines: list[dict[str, Any]], out: Path) -> None:
+def report(lines: Sequence[Line], out: Path) -> None:
     """Writes the results so far."""
-    with uci_data.replacing(out / "results.jsonl") as file:
-        file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
-    with uci_data.replacing(out / "table.md") as file:
-        file.write(f"{table(lines)}\n".encode())
-    with uci_data.replacing(out / "summary.md") as file:
-        file.write(f"{summary(lines, out)}\n".encode())
+    write_lines(out / "results.jsonl", lines)
+    write_text(out / "table.md", f"{table(lines)}\n")
+    write_text(out / "summary.md", f"{summary(lines, out)}\n")
     draw(lines, out / "curves.png")

@@ -1,0 +1,1 @@
+"""What the examples share: one loader of tables, one training loop, one clock, one memory probe, one report."""

@@ -1,0 +1,59 @@
+"""Which code made a result, and on what."""
+
+import datetime
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import flowplug as fp
+
+ROOT = Path(__file__).parents[2]
+CODE = ("flowplug", "adapters", "examples/common", "examples/uci")
+PACKAGES = ("torch", "nflows", "normflows", "zuko")
+
+
+def provenance(device: str | torch.device = "cpu") -> dict[str, str | None]:
+    """Versions of flowplug, of its code in git, of Python and what flowplug stands on; the device, and the date.
+
+    Example:
+        >>> sorted(provenance())
+        ['commit', 'date', 'device', 'flowplug', 'nflows', 'normflows', 'python', 'torch', 'zuko']
+    """
+    return {
+        "flowplug": fp.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "device": device_name(torch.device(device)),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """The last commit of the code, ``+changes`` where it has some since; None outside a checkout.
+
+    The code is the packages and what the examples share, so that committing results does not change its name.
+    """
+    name = git(root, "log", "-1", "--abbrev=7", "--format=%h", "--", *CODE)
+    if not name:
+        return None
+    return f"{name}+changes" if git(root, "status", "--porcelain", "--", *CODE) else name
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What git prints, nothing where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's own name, or the processor's kind."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine() if device.type == "cpu" else str(device)

@@ -1,0 +1,209 @@
+"""The training loop of the examples: maximum likelihood, or any loss, by AdamW within a budget of steps or seconds."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+def cosine(done: float) -> float:
+    """From 1 to 0 along half a cosine, of the part of the run that is done."""
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def constant(_: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train, and for how long.
+
+    Args:
+        steps: The budget in steps.
+        seconds: The budget in seconds of ``clock``, instead; validation does not count, nor what a caller does between
+            two steps.
+        clock: `time.perf_counter` for wall time, `time.process_time` for CPU time.
+        lr: Largest learning rate.
+        weight_decay: Of AdamW; without it that is Adam.
+        warmup: Steps until the largest learning rate.
+        schedule: Factor of the learning rate, of the part of the budget that is spent, in [0, 1].
+        clip: Largest 2-norm of the gradient of all parameters.
+        batch: Rows a step.
+        checks: Validations in a run.
+
+    Raises:
+        ValueError: Not exactly one of ``steps`` and ``seconds`` is given, or a number is not in its range.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    clock: Callable[[], float] = time.perf_counter
+    lr: float = 5e-3
+    weight_decay: float = 0.0
+    warmup: int = 1
+    schedule: Callable[[float], float] = cosine
+    clip: float = math.inf
+    batch: int = 256
+    checks: int = 40
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError(f"give either steps or seconds; got steps={self.steps}, seconds={self.seconds}")
+        for key in ("steps", "seconds", "lr", "warmup", "clip", "batch", "checks"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"{key} must be positive; got {value}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative; got {self.weight_decay}")
+
+
+class Training:
+    """One run; iterating trains to its end, and yields the loss after every step.
+
+    Args:
+        module: What has the parameters.
+        loss: The loss of a batch; of a log-likelihood, ``nll(log_prob)``.
+        sample: Draws so many rows: ``rows_of(table)``, or fresh ones from a distribution.
+        options: How, and for how long.
+        after_step: Called after every step, as the Lipschitz layers of normflows need.
+        evaluate: The validation log-likelihood, in nats; called ``options.checks`` times in a run, evenly.
+        kept: Whose state of best validation is kept, by default that of ``module``.
+
+    Attributes:
+        step: Steps so far.
+        elapsed: Seconds of ``options.clock`` in these.
+        best: The best validation log-likelihood so far, in nats; ``best_state`` is the state there.
+        curve: ``[elapsed, step, validation log-likelihood, training log-likelihood]`` of each validation.
+
+    Raises:
+        FloatingPointError: Loss or gradient is not finite; the parameters are those before the step.
+
+    Example:
+        >>> layer, rows = nn.Linear(2, 1), torch.randn(64, 2)
+        >>> run = Training(layer, lambda x: layer(x).square().mean(), rows_of(rows), Options(steps=9, batch=8))
+        >>> losses = list(run)
+        >>> len(losses), run.step, run.done
+        (9, 9, 1.0)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[Tensor], Tensor],
+        sample: Callable[[int], Tensor],
+        options: Options,
+        *,
+        after_step: Callable[[], object] = lambda: None,
+        evaluate: Callable[[], float] | None = None,
+        kept: nn.Module | None = None,
+    ) -> None:
+        self.module, self.loss, self.sample, self.options = module, loss, sample, options
+        self.after_step, self.evaluate, self.kept = after_step, evaluate, kept or module
+        decay = options.weight_decay
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), options.lr, weight_decay=decay)
+        self.step, self.checks, self.elapsed = 0, 0, 0.0
+        self.best, self.best_state, self.curve = -math.inf, dict[str, Any](), list[list[float]]()
+
+    @property
+    def done(self) -> float:
+        """The part of the budget that is spent."""
+        if self.options.steps is not None:
+            return self.step / self.options.steps
+        return self.elapsed / (self.options.seconds or math.inf)
+
+    @property
+    def over(self) -> bool:
+        """Whether the run is at its end."""
+        return self.done >= 1
+
+    def __iter__(self) -> Iterator[float]:
+        """Trains from here to the end."""
+        while not self.over:
+            loss = self.advance()
+            if self.evaluate is not None and self.done >= (self.checks + 1) / self.options.checks:
+                self.validate(loss)
+            yield loss
+
+    def run(self) -> "Training":
+        """Trains from here to the end, in silence."""
+        for _ in self:
+            pass
+        return self
+
+    def advance(self) -> float:
+        """One step; returns its loss."""
+        start, options = self.options.clock(), self.options
+        rate = options.lr * min(1.0, (self.step + 1) / options.warmup) * options.schedule(self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        x = self.sample(options.batch)
+        loss = self.loss(x)
+        value = self.agreed(float(loss.detach()))
+        if not math.isfinite(value):
+            self.fail(x, f"loss of step {self.step} is {value}")
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), options.clip))
+        if not math.isfinite(norm):
+            self.fail(x, f"norm of the gradient of step {self.step} is {norm}")
+        self.optimizer.step()
+        self.after_step()
+        self.step += 1
+        self.elapsed = self.agreed(self.elapsed + options.clock() - start)
+        return value
+
+    def validate(self, loss: float) -> None:
+        """Evaluates, and keeps the state if it is the best so far."""
+        self.checks += 1
+        value = self.evaluate() if self.evaluate is not None else math.nan
+        self.curve.append([self.elapsed, self.step, value, -loss])
+        if value > self.best:
+            self.best, self.best_state = value, copy.deepcopy(self.kept.state_dict())
+
+    def restore(self) -> None:
+        """Loads the state of best validation.
+
+        Raises:
+            FloatingPointError: There is none.
+        """
+        if not self.best_state:
+            raise FloatingPointError("no validation log-likelihood was finite")
+        self.kept.load_state_dict(self.best_state)
+
+    def agreed(self, value: float) -> float:
+        """What several processes that train together make of their values; here there is one."""
+        return value
+
+    def fail(self, x: Tensor, what: str) -> None:
+        """Raises FloatingPointError for a step on the batch ``x``."""
+        raise FloatingPointError(f"the {what}: try a smaller learning rate")
+
+
+def nll(log_prob: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The mean negative log-likelihood of a batch, in nats, as a loss."""
+    return lambda x: -log_prob(x).mean()
+
+
+def rows_of(rows: Tensor) -> Callable[[int], Tensor]:
+    """Draws rows of a table ``(rows, features)``, with replacement, from torch's generator."""
+    return lambda count: rows[torch.randint(len(rows), (count,), device=rows.device)]
+
+
+def watched(training: Training, name: str, *, hidden: bool | None = None) -> Iterator[float]:
+    """The run under a progress bar, ``hidden`` or, at None, where nobody looks; yields the loss after every step."""
+    form = "{desc} {percentage:3.0f}%|{bar:20}| {postfix}"
+    with tqdm(total=1.0, desc=f"{name:40}", bar_format=form, disable=hidden) as bar:
+        for loss in training:
+            bar.n = min(training.done, 1.0)
+            best = "" if training.evaluate is None else f", best validation {training.best:.3f} nats"
+            bar.set_postfix_str(f"step {training.step}, loss {loss:.3f}{best}", refresh=False)
+            bar.update(0)
+            yield loss

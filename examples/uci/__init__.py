@@ -1,0 +1,1 @@
+"""The UCI density benchmark: data, models, training and what is reported."""

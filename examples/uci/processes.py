@@ -1,0 +1,81 @@
+"""The processes that train one flow together, each on its share of the rows."""
+
+import datetime
+import math
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+import flowplug as fp
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Those that torchrun started, or this one alone."""
+
+    def __init__(self, device: str) -> None:
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.device.index or 0)))
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            # The others wait while the first downloads and prepares.
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=datetime.timedelta(hours=3))
+
+    def close(self) -> None:
+        """Leaves the group."""
+        if self.world > 1:
+            distributed.destroy_process_group()
+
+    def mean(self, value: float) -> float:
+        """The mean over processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        return float(total) / self.world
+
+    def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 -- whatever can be pickled
+        """The value of each process."""
+        values = [value] * self.world
+        if self.world > 1:
+            distributed.all_gather_object(values, value)
+        return values
+
+    def first_alone(self, work: Callable[[], T]) -> T:
+        """Calls ``work`` in the first process, then in the others."""
+        if self.rank > 0:
+            distributed.barrier()
+        outcome = work()
+        if self.rank == 0 and self.world > 1:
+            distributed.barrier()
+        return outcome
+
+    def share(self, rows: Tensor) -> Tensor:
+        """Every ``world``-th row, this process's own."""
+        return rows[self.rank :: self.world]
+
+    @torch.no_grad()
+    def log_likelihoods(self, density: nn.Module, rows: Tensor) -> Tensor:
+        """The log-likelihood of each row in nats, in eval mode."""
+        density.eval()
+        own = torch.cat([defined(density, part) for part in torch.split(self.share(rows), 1000)]).cpu()
+        values = own.new_empty(len(rows))
+        for rank, part in enumerate(self.gather(own)):
+            values[rank :: self.world] = part
+        return values
+
+
+def defined(density: nn.Module, x: Tensor) -> Tensor:
+    """Log-likelihoods ``(rows,)``, NaN where a layer overflows: processes that wait for each other cannot raise."""
+    try:
+        values: Tensor = density(x)
+    except (fp.NonFiniteError, fp.SingularMatrixError):
+        return x.new_full((len(x),), math.nan)
+    return values

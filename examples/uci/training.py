@@ -1,0 +1,188 @@
+"""What the benchmark adds to the common loop: several processes, checkpoints, Polyak averages, an end to patience."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from common import training
+from common.densities import Density
+from common.report import replacing
+from common.tables import Table
+from uci.models import make
+from uci.processes import Processes, defined
+from uci.runs import Config, name_of, run_path
+
+CHECK_ROWS = 10_000  # at most
+START_ROWS = 2_000
+OBJECTS = ("density", "average", "optimizer")  # of Training, in checkpoints
+NUMBERS = ("step", "checks", "stale", "elapsed", "saved", "best", "best_state", "curve")
+
+
+class Training(training.Training):
+    """One run, all that a checkpoint holds, and how it goes on.
+
+    Args:
+        config: What the run depends on.
+        data: The table.
+        processes: Those that train together.
+        folder: Where its files go.
+        code: What trains, for checkpoints.
+        every: Seconds between these.
+
+    Raises:
+        FloatingPointError: Loss or gradient is not finite; batch and model are saved.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Table,
+        processes: Processes,
+        folder: Path,
+        *,
+        code: str = "",
+        every: float = math.inf,
+    ) -> None:
+        self.config, self.data, self.processes, self.code, self.every = config, data, processes, code, every
+        self.name = name_of(config)
+        self.checkpoint, self.failure, self.values = (
+            run_path(config, folder, kind) for kind in ("checkpoint", "failure", "values")
+        )
+        self.generator = torch.Generator(processes.device).manual_seed(config["seed"])
+        seed(config["seed"])
+        self.density = make(config["model"], data.features, config["parameters"]).to(processes.device)
+        self.density.start(thinned(data.train, START_ROWS))  # the same in every process
+        self.average = AveragedModel(self.density, avg_fn=self.polyak)
+        self.averaged = cast("Density", self.average.module)
+        self.parallel: nn.Module = DistributedDataParallel(self.density) if processes.world > 1 else self.density
+        if processes.rank > 0:  # probes of its own
+            seed(config["seed"] + 1000 * processes.rank)
+        super().__init__(
+            self.density,
+            self.batch_loss,
+            self.batch,
+            options(config),
+            after_step=self.follow,
+            evaluate=self.validation,
+            kept=self.averaged,
+        )
+        self.stale, self.saved = 0, 0.0
+
+    def __iter__(self) -> Iterator[float]:
+        """Trains from here to the end, and saves what it needs to go on."""
+        for loss in super().__iter__():
+            if self.elapsed - self.saved >= self.every:
+                self.save()
+            yield loss
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget is spent, or patience."""
+        return super().over or self.stale >= self.config["patience"]
+
+    def batch(self, size: int) -> Tensor:
+        """This process's share of one batch of all."""
+        rows = torch.randint(len(self.data.train), (size,), generator=self.generator, device=self.processes.device)
+        return self.data.train[self.processes.share(rows)]
+
+    def batch_loss(self, x: Tensor) -> Tensor:
+        """The mean negative log-likelihood, NaN where a layer overflows."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config["amp"]):
+            return -defined(self.parallel, x).mean()
+
+    def agreed(self, value: float) -> float:
+        """The mean over processes, which so stop at the same step and keep the same time."""
+        return self.processes.mean(value)
+
+    def polyak(self, average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        """An exponential average that forgets its start: the decay grows to its final value with the updates."""
+        weight = (9 / (10 + torch.as_tensor(count))).clamp(min=1 - self.config["decay"])
+        return torch.lerp(average, value, weight.to(value))
+
+    def follow(self) -> None:
+        """Keeps normflows' bounds, and the average."""
+        self.density.after_step()
+        self.average.update_parameters(self.density)
+
+    def validation(self) -> float:
+        """The mean log-likelihood of validation rows under the averaged parameters, in nats."""
+        self.averaged.after_step()
+        return float(self.processes.log_likelihoods(self.averaged, thinned(self.data.val, CHECK_ROWS)).mean())
+
+    def validate(self, loss: float) -> None:
+        """Evaluates, and counts the validations since the best."""
+        before = self.best
+        super().validate(loss)
+        self.stale = 0 if self.best > before else self.stale + 1
+
+    def fail(self, x: Tensor, what: str) -> NoReturn:
+        """Saves the batch and the model that were to make a step, and raises FloatingPointError."""
+        batch = torch.cat(self.processes.gather(x.cpu()))
+        if self.processes.rank == 0:
+            with replacing(self.failure) as file:
+                torch.save({"step": self.step, "batch": batch, "model": self.density.state_dict()}, file)
+        raise FloatingPointError(f"{self.name}: the {what}; batch and model: {self.failure}")
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        self.saved = self.elapsed
+        noise = self.processes.gather(noise_state(self.processes.device))
+        if self.processes.rank == 0:
+            objects = {key: getattr(self, key).state_dict() for key in OBJECTS}
+            numbers = {key: getattr(self, key) for key in NUMBERS}
+            known = {"config": self.config, "code": self.code, "noise": noise, "rows": self.generator.get_state()}
+            with replacing(self.checkpoint) as file:
+                torch.save({**known, **objects, **numbers}, file)
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint, if there is one: `uci.runs.check` says whether it may."""
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        for key in OBJECTS:
+            getattr(self, key).load_state_dict(state[key])
+        for key in NUMBERS:
+            setattr(self, key, state[key])
+        self.generator.set_state(state["rows"])
+        set_noise_state(state["noise"][self.processes.rank])
+
+
+def options(config: Config) -> training.Options:
+    """Those of the common loop."""
+    same = {key: config[key] for key in ("lr", "weight_decay", "warmup", "clip", "batch", "checks")}
+    budget = {"steps": config["steps"]} if config["steps"] else {"seconds": config["seconds"]}
+    return training.Options(**budget, **same)
+
+
+def thinned(rows: Tensor, most: int) -> Tensor:
+    """Every k-th row, so that there are at most so many: tables may be in the order of time."""
+    return rows[:: math.ceil(len(rows) / most)]
+
+
+def seed(number: int) -> None:
+    """Seeds torch, and NumPy's global stream, of which normflows draws the lengths of its roulettes."""
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+
+
+def noise_state(device: torch.device) -> tuple[Any, ...]:
+    """Where the streams of `seed` stand, as torch can save it."""
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
+    cuda = torch.cuda.get_rng_state() if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda, [name, keys.tolist(), *rest]
+
+
+def set_noise_state(state: tuple[Any, ...]) -> None:
+    """Goes on from there."""
+    cpu, cuda, numpy = state
+    torch.set_rng_state(cpu)
+    np.random.set_state(numpy)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda)

@@ -1,0 +1,125 @@
+"""Every law over the hosts' transforms as flowplug transforms."""
+
+import normflows as nf
+import pytest
+import torch
+import zuko
+from nflows import transforms as nt
+
+from bridge_cases import (
+    affine,
+    maf,
+    masked_affine,
+    normflows_spline,
+    reversed_composite,
+    rotation,
+    rq_coupling,
+    zuko_maf,
+    zuko_nsf,
+)
+from cases import Row
+from flowplug.testing import LAWS, Case
+from flowplug_nflows import from_nflows
+from flowplug_normflows import from_normflows
+from flowplug_zuko import from_zuko
+
+
+def nflows_composite(context=None):
+    with torch.device("cpu"):  # the constructor of QRLinear mixes devices where another is the default
+        parts = [nt.RandomPermutation(3), nt.QRLinear(3, 2), maf(context=context), nt.LULinear(3)]
+    return nt.CompositeTransform(parts)
+
+
+def normflows_autoregressive_spline():
+    make = nf.flows.AutoregressiveRationalQuadraticSpline
+    return make(3, 1, 8, num_context_channels=2, init_identity=False)
+
+
+def zuko_naf(flow=zuko.flows.NAF):
+    return flow(3, 2, transforms=1, hidden_features=(8,), network={"hidden_features": (8,)}).transform
+
+
+def bridged(bridge, make, **row):
+    """A row of the table: the bridge of a fresh transform."""
+    images = {"event_dim": 3} if len(row.get("event", ())) == 3 else {}
+    width = {"context_features": row["context"]} if bridge is from_zuko and "context" in row else {}
+    return Row(lambda **k: bridge(make(), **images, **width, **k), **row)
+
+
+IMAGE = (2, 2, 2)
+
+# The oracle of this law needs a log-det that depends on something.
+CONSTANT = ("gradient of the ladj",)
+
+# zuko bisects to 1e-6, has no inference mode, and drops the networks' gradients in eval mode.
+BISECTED = ("inputs left alone", "round trip", "ladj of the inverse", "derivative of the inverse")
+
+TABLE = {
+    "nflows LU": bridged(from_nflows, lambda: nt.LULinear(3)),
+    "nflows RQ coupling": bridged(from_nflows, rq_coupling),
+    "nflows RQ coupling context": bridged(from_nflows, lambda: rq_coupling(context=2), context=2),
+    "nflows MAF": bridged(from_nflows, maf),
+    "nflows MAF context": bridged(from_nflows, lambda: maf(context=2), context=2),
+    "nflows inverse MAF": bridged(from_nflows, lambda: nt.InverseTransform(maf())),
+    "nflows permutation": bridged(from_nflows, lambda: nt.RandomPermutation(3), exempt=CONSTANT),
+    "nflows ActNorm": bridged(from_nflows, lambda: nt.ActNorm(3)),
+    "nflows composite": bridged(from_nflows, lambda: nflows_composite(2), context=2),
+    "nflows images": bridged(
+        from_nflows, lambda: nt.CompositeTransform([nt.ActNorm(2), nt.OneByOneConvolution(2)]), event=IMAGE
+    ),
+    "normflows coupling block": bridged(from_normflows, lambda: nf.flows.AffineCouplingBlock(nf.nets.MLP([2, 8, 2]))),
+    "normflows masked affine": bridged(from_normflows, masked_affine),
+    "normflows spline": bridged(from_normflows, normflows_spline),
+    "normflows spline context": bridged(from_normflows, lambda: normflows_spline(context=2), context=2),
+    "normflows autoregressive spline": bridged(from_normflows, normflows_autoregressive_spline, context=2),
+    "normflows MAF": bridged(from_normflows, lambda: nf.flows.MaskedAffineAutoregressive(3, 8)),
+    "normflows affine": bridged(from_normflows, lambda: nf.flows.InvertibleAffine(3)),
+    "normflows 1x1": bridged(from_normflows, lambda: nf.flows.Invertible1x1Conv(2), event=IMAGE),
+    "normflows permutation": bridged(from_normflows, lambda: nf.flows.Permute(3), exempt=CONSTANT),
+    "normflows ActNorm": bridged(from_normflows, lambda: nf.flows.ActNorm((3,))),
+    "normflows Glow": bridged(from_normflows, lambda: nf.flows.GlowBlock(2, 8), event=IMAGE),
+    "normflows shift": bridged(from_normflows, lambda: nf.transforms.Shift(), exempt=CONSTANT),
+    # normflows computes it in torch's default dtype.
+    "normflows planar": bridged(
+        from_normflows, lambda: nf.flows.Planar((3,), act="leaky_relu"), exempt=("shape and dtype",)
+    ),
+    "normflows composite": bridged(from_normflows, reversed_composite, context=2),
+    "normflows list": bridged(from_normflows, lambda: [normflows_spline(context=2), masked_affine()], context=2),
+    "zuko MAF": bridged(from_zuko, zuko_maf),
+    "zuko MAF context": bridged(from_zuko, lambda: zuko_maf(context=2), context=2),
+    "zuko NSF": bridged(from_zuko, lambda: zuko_nsf(context=2), context=2),
+    "zuko coupling": bridged(from_zuko, lambda: zuko.flows.GeneralCouplingTransform(3, hidden_features=(8,))),
+    "zuko inverse": bridged(from_zuko, lambda: zuko_maf().inv),
+    "zuko rotation": bridged(from_zuko, rotation, exempt=CONSTANT),
+    "zuko element-wise": bridged(from_zuko, affine),
+    "zuko NAF": bridged(from_zuko, zuko_naf, context=2, exempt=BISECTED),
+    # Its integral has no second derivative, which the oracle needs.
+    "zuko UNAF": bridged(from_zuko, lambda: zuko_naf(zuko.flows.UNAF), context=2, exempt=(*BISECTED, *CONSTANT)),
+}
+
+
+@pytest.mark.parametrize(("name", "law"), [(n, law) for n in TABLE for law in LAWS if law not in TABLE[n].exempt])
+def test_law(name, law):
+    row = TABLE[name]
+    LAWS[law](Case(row.make, *row.inputs()))
+
+
+def test_reverse_and_composite_map_as_in_normflows():
+    flow = nf.flows.Reverse(
+        nf.flows.Composite([nf.flows.LULinearPermute(3), nf.flows.MaskedAffineAutoregressive(3, 8)])
+    )
+    transform, x = from_normflows(flow), torch.randn(4, 3)
+    torch.testing.assert_close(transform(x), flow.inverse(x))
+    torch.testing.assert_close(transform.inverse(x), flow(x))
+
+
+@pytest.mark.parametrize("name", ["zuko NAF", "zuko UNAF"])
+def test_a_bisected_inverse_is_as_good_as_zukos(name):
+    row = TABLE[name]
+    (x, context), transform = row.inputs(), row.make()
+    y, ladj = transform(x, context)
+    back, inverse_ladj = transform.inverse(y, context)
+    torch.testing.assert_close(back, x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(inverse_ladj, -ladj, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        assert not any(tensor.requires_grad for tensor in transform(x, context))

@@ -1,0 +1,146 @@
+"""What the benchmarks measure, on sizes where it is known; CI runs them as a whole."""
+
+import math
+
+import pytest
+import torch
+
+import flowplug as fp
+from benchmarks import dense, equal_time, lipschitz, recipe, speed, target, variance
+from benchmarks.models import Counting, jacobians, likelihood_loss, residual_parts, trained_stack
+from common.densities import log_prob, of_transform
+from common.tables import load
+from common.training import Options
+from common.trial import fit
+
+
+class TestModels:
+    def test_parts_are_met_in_the_order_of_the_flow(self):
+        flow, x = fp.ResidualStack(3, 2).eval(), torch.randn(5, 3)
+        (_, first), (last, x_last) = residual_parts(flow, x)
+        torch.testing.assert_close(first, x)  # whitening and a matrix that start as the identity
+        torch.testing.assert_close(flow.transforms[-1](last(x_last)[0])[0], flow(x)[0])
+
+    def test_jacobians_are_those_of_g(self):
+        transform, x = fp.ResidualTransform(fp.LipschitzMLP(3)), torch.randn(4, 3)
+        wanted = torch.stack([torch.autograd.functional.jacobian(transform.g, row) for row in x])
+        torch.testing.assert_close(jacobians(transform, x), wanted, atol=1e-5, rtol=1e-4)
+
+    def test_counting_counts_rows(self):
+        g = Counting(fp.LipschitzMLP(3))
+        g(torch.randn(4, 3))
+        g(torch.randn(2, 3))
+        assert g.samples == 6
+        assert fp.lipschitz_bound(g).value == fp.lipschitz_bound(g.g).value
+
+    def test_a_trained_stack_is_better_than_none(self, table):
+        rows = load(table).train
+        flow = trained_stack(rows, 1, 30)
+        assert not flow.training
+        untrained = fp.ComposedTransform(fp.ActNorm(6)).eval()
+        with torch.no_grad():
+            assert log_prob(flow, rows).mean() > log_prob(untrained, rows).mean()
+
+    def test_the_loss_is_the_negative_log_likelihood(self):
+        parts = [fp.ResidualTransform(fp.LipschitzMLP(2)) for _ in range(2)]
+        x = torch.randn(5, 2)
+        wanted = -log_prob(fp.ComposedTransform(*parts), x).mean() - math.log(2 * math.pi)
+        torch.testing.assert_close(likelihood_loss(parts, x), wanted)
+
+
+class TestVariance:
+    @pytest.fixture(autouse=True)
+    def _double(self):
+        torch.set_default_dtype(torch.float64)
+
+    def test_the_projection_on_the_whole_space_has_none(self):
+        found = variance.variances(torch.linspace(0.5, 0.9, 9).reshape(9, 1, 1))
+        assert float(found["floor"].max()) < 1e-20  # signs know a 1 x 1 matrix
+        assert float(found["Krylov"].max()) < 1e-20
+        assert float(found["PowerSeries"].min()) > 1e-3
+
+    @pytest.mark.slow
+    def test_lengths_average_to_the_limit(self):
+        g = variance.Linear(0.2 * torch.randn(16, 4, 4))
+        wanted = variance.estimate(g, fp.Krylov(terms=fp.Truncated(5), control=None))
+        for make in (fp.PowerSeries, fp.Krylov):
+            parts = [variance.estimate(g, make(terms=variance.Stopped(n), control=None)) for n in range(2, 60)]
+            for i in range(2):
+                mean = sum(0.5 ** (n + 1) * part[i] for n, part in enumerate(parts))
+                torch.testing.assert_close(mean, wanted[i], atol=1e-6, rtol=1e-6)
+
+
+class TestDense:
+    def test_all_losses_are_one(self):
+        flow, x = dense.dense_flow(4, "Relative", fp.ExactValue()), torch.randn(7, 4)
+        wanted = dense.ours(flow, x) - 2 * math.log(2 * math.pi)
+        torch.testing.assert_close(dense.slogdet(flow, x), wanted)
+        torch.testing.assert_close(dense.jacobian(flow, x), wanted)
+
+    @pytest.mark.parametrize("method", dense.METHODS)
+    def test_every_method_steps(self, method):
+        dense.two_steps(method, 4)
+
+    def test_both_gradients_learn_from_equal_starts(self):
+        euclidean, relative = (
+            [figures for _, setting, figures in dense.learning(dense.Settings(epochs=4)) if setting["gradient"] == name]
+            for name in ("Euclidean", "Relative")
+        )
+        # The first matrices are orthogonal, for which one step is the same.
+        assert all(
+            a["loss of step 4"].value != b["loss of step 4"].value for a, b in zip(euclidean, relative, strict=True)
+        )
+
+
+class TestLipschitz:
+    def test_the_identity_has_norm_one(self):
+        kernel = torch.zeros(2, 2, 3, 3)
+        kernel[:, :, 1, 1] = torch.eye(2)
+        assert lipschitz.operator_norm(kernel, 5) == pytest.approx(1)
+
+    def test_attacks_enlarge_the_jacobian(self):
+        layer = fp.LipschitzLinear(8, 8, bound=10.0)
+        first, *_, last = lipschitz.attacked(layer, 64, 8, steps=40)
+        assert float(torch.linalg.matrix_norm(last, 2)) > 1.2 * float(torch.linalg.matrix_norm(first, 2))
+
+    def test_shares_are_of_the_whole(self):
+        def work():
+            sum(range(100_000))
+
+        assert 0.1 < lipschitz.share(work, lambda: [work() for _ in range(4)], 3) < 0.6
+
+
+class TestRecipe:
+    @pytest.mark.parametrize("name", recipe.NAMES)
+    def test_every_flow_trains_within_its_bound(self, name):
+        flow = recipe.flow_of(name, 4, 1)
+        fit(of_transform(flow, 4), lambda rows: torch.randn(rows, 4), Options(steps=3, batch=16))
+        assert 0 < recipe.use_of_bound(flow.eval(), torch.randn(30, 4)).most < 1.0001
+
+    def test_a_sandwich_is_within_its_bound_whatever_its_parameters(self):
+        g = recipe.Sandwich(4, 16, activation=recipe.HalfSine)
+        for parameter in g.parameters():
+            torch.nn.init.normal_(parameter)
+        ((part, x),) = residual_parts(fp.ComposedTransform(fp.ResidualTransform(g)), torch.randn(100, 4))
+        assert float(torch.linalg.matrix_norm(jacobians(part, x), 2).max()) <= 0.97 + 1e-4
+
+
+@pytest.mark.parametrize("name", equal_time.MODELS)
+def test_every_model_trains(name):
+    density, x = equal_time.MODELS[name][1](4, 1), torch.randn(16, 4)
+    (-density(x).mean()).backward()
+    density.after_step()
+
+
+def test_bare_networks_have_no_log_det():
+    g, x = fp.LipschitzMLP(3), torch.randn(5, 3)
+    y, ladj = speed.bare(g, x)
+    torch.testing.assert_close(y, x + g(x))
+    assert torch.equal(ladj, torch.zeros(5))
+
+
+def test_a_curve_ends_at_its_target(table):
+    data, density = load(table), equal_time.same_networks(6, 1)
+    settings, options = target.Settings(seconds=60, every=1), Options(steps=50)
+    points = list(target.curve("", density, data, settings, options, target=-1e9))
+    assert len(points) == 1
