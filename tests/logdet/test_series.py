@@ -13,8 +13,6 @@ from flowplug.testing import z_test
 from helpers import Basis, Coupled, Matrix, Scale, assert_all_close, value_and_gradients
 
 LONG = fp.Roulette(fp.Geometric(0.03), exact=2)
-
-
 SERIES = {
     "Neumann": fp.PowerSeries(terms=LONG),
     "Autograd": fp.PowerSeries(terms=LONG, gradient=fp.Autograd()),
@@ -57,7 +55,7 @@ class TestEstimatorLaw:
     # The first sample has weight 0 and the last weight 1: a backward pass that scales the batch by one sample's weight
     # is off by the whole gradient.
     @pytest.mark.parametrize("gradient", [fp.Neumann(), fp.Autograd()])
-    @pytest.mark.parametrize("samples", [1, 2])
+    @pytest.mark.parametrize("samples", [1, pytest.param(2, marks=pytest.mark.slow)])
     def test_weights_from_0_to_1_and_coupled_coordinates(self, gradient, samples):
         g, x, weights = Coupled(), torch.randn(4, 4), torch.linspace(0, 1, 4)
         logdet = fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.4)), probes=fp.Rademacher(samples), gradient=gradient)

@@ -22,8 +22,6 @@ def test_slope_is_right_and_at_most_1(make, eps):
 
 
 OWN = (fp.Sine, fp.SineHuber, fp.LipSwish)
-
-
 OTHERS = (nn.ELU, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.LogSigmoid, nn.PReLU, nn.ReLU)
 
 

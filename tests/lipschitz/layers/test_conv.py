@@ -10,11 +10,7 @@ from torch import nn
 import flowplug as fp
 
 TWO_NORMS = [fp.Gram(), fp.SVD(), fp.PowerIteration(tol=1e-5, max_iterations=3000)]
-
-
 NORMS = [*TWO_NORMS, fp.InfNorm(), fp.OneNorm(), fp.InducedNorm(1.6, 1.6), fp.InducedNorm(3, 3), fp.LearnedOrder()]
-
-
 SLACK = {1: 1.0013, 2: 1.0174, 3: 1.0601}
 
 

@@ -23,8 +23,6 @@ ACTIVATIONS = [
     fp.FullSort,
     functools.partial(fp.GroupSort, 4),
 ]
-
-
 NORMS = [
     fp.PathNorm(),
     fp.InfNorm(),
@@ -34,8 +32,6 @@ NORMS = [
     fp.PowerIteration(),
     fp.LearnedOrder(shared=True),
 ]
-
-
 NETWORKS = {
     "MLP": (functools.partial(fp.LipschitzMLP, 3, (8, 8)), (3,)),
     "CNN": (functools.partial(fp.LipschitzCNN, 2, (8, 4)), (2, 4, 4)),

@@ -10,11 +10,7 @@ import flowplug as fp
 pytestmark = pytest.mark.slow
 
 EXACT_ORDERS = (1.0, 2.0, math.inf)
-
-
 MIXED = (fp.InducedNorm(1.5, 3.0), fp.InducedNorm(3.0, 1.2), fp.InducedNorm(1.2, 1.5))
-
-
 NORMS = [
     fp.InfNorm(),
     fp.OneNorm(),

@@ -10,9 +10,8 @@ from torch import nn
 import flowplug as fp
 from helpers import true_norm
 
+TWO = [fp.InfNorm(), fp.Gram()]
 EXACT = [fp.InfNorm(), fp.OneNorm(), fp.SVD()]
-
-
 NORMS = [
     *EXACT,
     fp.Gram(),
@@ -39,9 +38,6 @@ class Bounded(nn.Module):
 
     def forward(self):
         return self.layer.bounded_weight()
-
-
-TWO = [fp.InfNorm(), fp.Gram()]
 
 
 class TestAgainstTheTrueNorm:

@@ -76,6 +76,7 @@ def test_an_activation_that_turned_steep_is_paid_for():
     assert largest_slope(g, 3 * torch.randn(200, 2)) <= 0.9001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [functools.partial(fp.LipschitzMLP, 4, (8, 8)), functools.partial(fp.LipschitzCNN, 2)])
 def test_an_adversary_stays_below_it(make):
     g = make(norm=fp.PathNorm(), bound=0.9)
