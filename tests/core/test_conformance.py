@@ -7,9 +7,27 @@ from cases import ADAPTERS, CORE
 from flowplug.testing import LAWS, Case, check_transform
 
 TABLE = {**CORE, **ADAPTERS}
+# Laws that draw hundreds of times or train, and the rows that stand for all others in a first run.
+DEAR = {"value of the ladj", "gradient of the ladj", "Lipschitz bound"}
+TYPICAL = {
+    "ActNorm",
+    "Whitening",
+    "Residual",
+    "Residual context",
+    "Krylov",
+    "PowerSeries",
+    "nflows",
+    "normflows",
+    "zuko",
+}
 
 
-@pytest.mark.parametrize(("name", "law"), [(n, law) for n in TABLE for law in LAWS if law not in TABLE[n].exempt])
+def case(name, law):
+    slow = law in DEAR and name not in TYPICAL
+    return pytest.param(name, law, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(("name", "law"), [case(n, law) for n in TABLE for law in LAWS if law not in TABLE[n].exempt])
 def test_law(name, law):
     row = TABLE[name]
     LAWS[law](Case(row.make, *row.inputs()))

@@ -3,6 +3,7 @@
 import os
 import socket
 
+import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -50,6 +51,7 @@ def worker(rank, port, queue):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one():
     model, batches = setting()
     train(model, batches)

@@ -47,6 +47,7 @@ class TestAgainstTheOperator:
         for height, width in ((4, 4), (6, 7)):
             assert measured(operator(layer, (2, height, width), weight), layer.norm) <= certified * (1 + 1000 * eps)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("norm", TWO_NORMS, ids=str)
     @pytest.mark.parametrize("mode", ["zeros", "circular"])
     @pytest.mark.parametrize(("kernel", "dilation"), [(2, 1), (3, 1), (3, 2), (5, 1)])

@@ -101,6 +101,7 @@ def test_directions_descend(gradient):
     assert float(torch.linalg.eigvalsh(matrix)[0]) > 1e-6
 
 
+@pytest.mark.slow
 def test_learns_to_whiten_textures():
     """Images that a convolution has blurred: at the optimum the outputs are white noise, log-det and all."""
     blur = random(fp.CircularConv2d(1, 3, bias=False))
@@ -157,3 +158,8 @@ def test_singular_kernels():
     transform.weight.data[0, 0, 0, 1] = 1 + torch.finfo(transform.weight.dtype).eps
     with pytest.raises(fp.SingularMatrixError, match="its condition number is"):
         transform.inverse(torch.randn(1, 4, 4))
+
+
+def test_empty_kernels():
+    with pytest.raises(ValueError, match="got 3 and 0"):
+        fp.CircularConv2d(3, 0)

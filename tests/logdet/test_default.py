@@ -1,0 +1,53 @@
+"""The log-det that is used when none is asked for."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import flowplug as fp
+from cases import residual
+from flowplug.logdet import default_logdet
+
+
+class TestDefaults:
+    def spread(self, transform, x):
+        return float((transform(x)[1] - transform(x)[1]).detach().abs().max())
+
+    def test_exact_in_low_dimension(self):
+        assert self.spread(residual(event=2).train(), torch.randn(4, 2)) == 0
+
+    def test_stochastic_in_train_mode_above_and_exact_in_eval_mode(self, eps):
+        x = torch.randn(4, 100)
+        transform = residual(event=100)
+        assert self.spread(transform.train(), x) > 0
+        oracle = fp.ResidualTransform(transform.g, logdet=fp.ExactLogDet())
+        torch.testing.assert_close(transform.eval()(x)[1], oracle(x)[1].detach(), atol=100 * eps, rtol=0)
+
+    def test_eval_mode_repeats_its_estimate_in_high_dimension(self):
+        transform, x = residual(event=300).eval(), torch.randn(4, 300)
+        exact = fp.ResidualTransform(transform.g, logdet=fp.ExactLogDet())(x)[1].detach()
+        ladj = transform(x)[1].detach()
+        assert self.spread(transform, x) == 0
+        assert float((ladj - exact).abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "training", "exact"),
+    [
+        ("cpu", (7, 4), True, True),
+        ("cpu", (7, 5), True, False),
+        ("cpu", (7, 2, 8, 8), False, True),
+        ("cpu", (7, 129), False, False),
+        ("cuda", (512, 64), True, True),
+        ("cuda", (513, 64), True, False),
+        ("cuda", (7, 3, 4, 4), True, False),
+        ("cuda", (7, 2, 2), True, True),
+        ("cuda", (7, 65), True, False),
+        ("cuda", (99_999, 4), True, True),
+        ("cuda", (7, 129), False, False),
+    ],
+)
+def test_the_default_is_exact_where_that_is_cheap(device, shape, training, exact):
+    with FakeTensorMode():  # devices that need not be there
+        logdet = default_logdet(torch.empty(shape, device=device), training=training)
+    assert isinstance(logdet, fp.ExactLogDet if exact else fp.Krylov)
