@@ -117,6 +117,9 @@ def mixed_flow():
     return flows.Flow(transforms.CompositeTransform(parts), distributions.StandardNormal([2]))
 
 
+@pytest.mark.slow
+
+
 def test_mixed_flow_normalises():
     flow = mixed_flow().double()
     flow.log_prob(0.5 * torch.randn(200, 2, dtype=torch.float64))

@@ -266,6 +266,9 @@ def mixed_flow():
     return nf.NormalizingFlow(nf.distributions.DiagGaussian(2, trainable=False), flows)
 
 
+@pytest.mark.slow
+
+
 def test_mixed_flow_normalises():
     model = mixed_flow().double()
     model.log_prob(0.5 * torch.randn(200, 2, dtype=torch.float64))

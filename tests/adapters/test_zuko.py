@@ -170,6 +170,9 @@ def mixed_flow():
     return Flow(parts, zuko.flows.MAF(2).base)
 
 
+@pytest.mark.slow
+
+
 def test_mixed_flow_normalises():
     flow = mixed_flow().double()
     flow().log_prob(0.5 * torch.randn(200, 2, dtype=torch.float64))

@@ -118,7 +118,7 @@ class TestRecipe:
         assert 0 < recipe.use_of_bound(flow.eval(), torch.randn(30, 4)).most < 1.0001
 
     def test_a_sandwich_is_within_its_bound_whatever_its_parameters(self):
-        g = recipe.Sandwich(4, 16, activation=recipe.HALF_SINE)
+        g = recipe.Sandwich(4, 16, activation=recipe.HalfSine)
         for parameter in g.parameters():
             torch.nn.init.normal_(parameter)
         ((part, x),) = residual_parts(fp.ComposedTransform(fp.ResidualTransform(g)), torch.randn(100, 4))
