@@ -149,7 +149,6 @@ class TestMixedFlows:
             assert torch.equal(HOSTS[host].log_prob(twin, x), wanted)
 
     @pytest.mark.slow
-
     def test_they_normalise(self, guest, host):
         flow, log_prob = mixed_flow(guest, host).double(), HOSTS[host].log_prob
         log_prob(flow, 0.1 * torch.randn(200, 2, dtype=torch.float64))

@@ -267,8 +267,6 @@ def mixed_flow():
 
 
 @pytest.mark.slow
-
-
 def test_mixed_flow_normalises():
     model = mixed_flow().double()
     model.log_prob(0.5 * torch.randn(200, 2, dtype=torch.float64))

@@ -171,8 +171,6 @@ def mixed_flow():
 
 
 @pytest.mark.slow
-
-
 def test_mixed_flow_normalises():
     flow = mixed_flow().double()
     flow().log_prob(0.5 * torch.randn(200, 2, dtype=torch.float64))
