@@ -16,7 +16,7 @@ def _(module: InducedNormLinear) -> fp.LipschitzBound:
 
 @fp.lipschitz_bound.register
 def _(module: Swish) -> fp.LipschitzBound:
-    return fp.LipschitzBound(1.0)
+    return fp.LipschitzBound(1.0, elementwise=True)
 
 
 @fp.lipschitz_bound.register

@@ -29,9 +29,10 @@ class Branch:
         (torch.Size([5, 2]), torch.Size([5, 2, 2]))
     """
 
+    _lipschitz: LipschitzBound | None = None
+
     def __init__(self, g: nn.Module, context: Tensor | None) -> None:
         self.g, self.context = g, context
-        self._lipschitz: LipschitzBound | None = None
 
     @staticmethod
     def of(g: nn.Module, context: Tensor | None) -> Branch:
@@ -57,9 +58,10 @@ class Branch:
         return lipschitz_bound(self.g)
 
     def lipschitz_bound(self) -> LipschitzBound:
-        """The bound of ``g`` from the weights of this pass, measured at the first call."""
+        """The bound of ``g`` from the weights of this pass as a number, measured and read once."""
         if self._lipschitz is None:
-            self._lipschitz = self.certify()
+            measured = self.certify()
+            self._lipschitz = measured._replace(value=float(measured))
         return self._lipschitz
 
     def linearize(self, x: Tensor) -> Linearization:

@@ -6,7 +6,10 @@ from typing import Final
 import torch
 from torch import nn
 
+from flowplug._errors import LipschitzError
 from flowplug.branch._bound import LipschitzBound, compose_bounds, rule_for
+
+_SMOOTH = 15  # a threshold of Softplus from which on its jump, exp(-threshold) / beta, is below single precision
 
 
 def _largest_swish_slope() -> float:
@@ -38,8 +41,18 @@ def _(module: nn.Module) -> LipschitzBound:
     return LipschitzBound(1.0)
 
 
-@rule_for(nn.Identity, nn.ReLU, nn.Hardtanh, nn.Tanh, nn.Softsign, nn.Softplus, nn.LogSigmoid)
+@rule_for(nn.Identity, nn.ReLU, nn.Hardtanh, nn.Tanh, nn.Softsign, nn.LogSigmoid)
 def _(module: nn.Module) -> LipschitzBound:
+    return LipschitzBound(1.0, elementwise=True)
+
+
+@rule_for(nn.Softplus)
+def _(module: nn.Softplus) -> LipschitzBound:
+    if module.threshold < _SMOOTH:
+        raise LipschitzError(
+            f"Softplus(threshold={module.threshold:g}) jumps where it turns linear, so that it has no Lipschitz bound: "
+            f"use a threshold of at least {_SMOOTH}"
+        )
     return LipschitzBound(1.0, elementwise=True)
 
 

@@ -53,7 +53,7 @@ class Krylov(Series):
     Args:
         terms: `Roulette`, `Converged` or `Truncated`.
         probes: `Rademacher`, `Gaussian` or `Orthogonal`.
-        gradient: `Neumann` or `Recompute`.
+        gradient: `Neumann`, or `Recompute` of it.
         control: `ExactTrace`, or ``None``.
 
     Raises:

@@ -117,8 +117,8 @@ class Autograd(Gradient):
         """Refuses all but power series."""
         if not isinstance(series, PowerSeries):
             raise TypeError(
-                f"{type(series).__name__}(gradient=...) must not be Autograd(), which differentiates the terms of a "
-                "power series: use Neumann() or Recompute(), or PowerSeries"
+                f"{type(series).__name__}(gradient=...) must not be Autograd(), nor a Recompute of it, which "
+                "differentiates the terms of a power series: use Neumann() or Recompute(Neumann()), or PowerSeries"
             )
 
     def solve(self, problem: Problem) -> list[Solved]:

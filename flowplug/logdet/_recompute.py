@@ -13,7 +13,7 @@ from flowplug._errors import LipschitzError, SecondDerivativeError
 from flowplug.branch import Branch
 from flowplug.logdet._neumann import Neumann
 from flowplug.logdet._recurrence import Draw, Solved
-from flowplug.logdet._series import Gradient, Problem, Series
+from flowplug.logdet._series import Gradient, Problem, Series, require_gradient
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recompute(Gradient):
         gradient: What is recomputed.
 
     Raises:
+        TypeError: ``gradient`` is no gradient.
         LipschitzError: g draws random numbers (dropout): it would be another function when recomputed.
         SecondDerivativeError: In the backward pass, if a graph of it is asked for.
 
@@ -38,6 +39,9 @@ class Recompute(Gradient):
     """
 
     gradient: Gradient = Neumann()  # noqa: RUF009 -- frozen
+
+    def __post_init__(self) -> None:
+        require_gradient("Recompute", self.gradient)
 
     def check(self, series: Series) -> None:
         """As ``gradient``."""
@@ -109,8 +113,8 @@ class _Recomputed(torch.autograd.Function):
             raise SecondDerivativeError(
                 "Recompute is differentiable once: call autograd without create_graph=True, or use Neumann()"
             )
-        size = len(Solved._fields)
-        flat, saved = ctx.saved_tensors[: size * ctx.count], ctx.saved_tensors[size * ctx.count :]
+        tensors, size = ctx.saved_tensors, len(Solved._fields)  # once: checkpointing lets them be unpacked once
+        flat, saved = tensors[: size * ctx.count], tensors[size * ctx.count :]
         solved = [Solved(*flat[i : i + size]) for i in range(0, len(flat), size)]
         leaves = [None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad) for tensor in saved]
         x, context, *parameters = leaves

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,6 +84,12 @@ class Gradient(abc.ABC):
         return problem.linear.y, self.attach(problem, self.solve(problem))
 
 
+def require_gradient(name: str, gradient: object) -> None:
+    """Raises TypeError for what is no gradient, a class among others."""
+    if not isinstance(gradient, Gradient):
+        raise TypeError(f"{name}(gradient=...) must be a Gradient, such as Neumann() or Recompute(); got {gradient!r}")
+
+
 @dataclass(frozen=True)
 class Series(abc.ABC):
     """A log-det estimator built from vector-Jacobian products of random probes; subclasses say how they make a series.
@@ -95,7 +101,8 @@ class Series(abc.ABC):
         control: A first term that is known exactly, or ``None``.
 
     Raises:
-        TypeError: ``gradient`` cannot differentiate this series.
+        TypeError: ``gradient`` is no gradient, or cannot differentiate this series; or, when called, ``terms`` make a
+            schedule that can be iterated over only once.
 
     Example:
         >>> isinstance(Krylov(), Series), isinstance(PowerSeries(), Series)
@@ -108,6 +115,7 @@ class Series(abc.ABC):
     control: Control | None
 
     def __post_init__(self) -> None:
+        require_gradient(type(self).__name__, self.gradient)
         self.gradient.check(self)
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -123,7 +131,13 @@ class Series(abc.ABC):
         generator, draws = noise.generator(x.device), []
         for v in self.probes.draw(x, generator):
             permutation = torch.randperm(len(x), generator=generator, device=x.device)
-            draws.append(Draw(v, self.terms.schedule(len(x), branch, noise.generator("cpu")), permutation))
+            schedule = self.terms.schedule(len(x), branch, noise.generator("cpu"))
+            if isinstance(schedule, Iterator):
+                raise TypeError(
+                    f"the schedule of {self.terms} is used up by one pass, and Recompute takes two: return a list, not "
+                    f"a {type(schedule).__name__}"
+                )
+            draws.append(Draw(v, schedule, permutation))
         return draws
 
     def check(self, lipschitz: LipschitzBound) -> None:
@@ -169,13 +183,13 @@ class _Running:
         rows: Where they stand in the batch.
     """
 
-    def __init__(self, state: Recurrence, linear: Linearization, permutation: Tensor) -> None:
-        self.state, self.rows = state, slice(None)
-        self._linear, self._permutation = linear, permutation
-
     state: Recurrence
     rows: Tensor | slice
     _permutation: Tensor | None
+
+    def __init__(self, state: Recurrence, linear: Linearization, permutation: Tensor) -> None:
+        self.state, self.rows = state, slice(None)
+        self._linear, self._permutation = linear, permutation
 
     def release(self, count: int, rtol: float) -> None:
         """Lets rows stop: all but ``count`` at random or, with an ``rtol``, those whose residual is at most this."""

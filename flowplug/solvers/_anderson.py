@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowplug.branch import Branch
-from flowplug.solvers._iteration import Memory, check_limits, iterate
+from flowplug.solvers._iteration import Memory, State, check_limits, iterate
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class _Changes(Memory):
         self._most = most
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
-    def remember(self, dx: Tensor, dr: Tensor, good: Tensor) -> None:
-        """Adds a pair to those of rows whose step was good; the others forget theirs."""
-        keep = good.unsqueeze(1)
+    def remember(self, state: State, residual: Tensor, good: Tensor) -> None:
+        """Adds the changes of x and r to those of rows whose step was good; the others forget theirs."""
+        keep, dx, dr = good.unsqueeze(1), state.candidate - state.x, residual - state.r
         pairs = self._pairs[max(0, len(self._pairs) + 1 - self._most) :]
         pairs = [(p * keep, q * keep) for p, q in pairs]
         dx, dr = torch.where(keep, dx, 0.0), torch.where(keep, dr, 0.0)

@@ -34,8 +34,8 @@ def check_limits(tol: float | None, max_steps: int, name: str) -> None:
 class Memory:
     """What a solver remembers of the rows still running; this one nothing, which makes every step a plain one."""
 
-    def remember(self, dx: Tensor, dr: Tensor, good: Tensor) -> None:
-        """Takes the changes ``(R, D)`` of x and r in the last step, which was ``good: (R,)``, or taken back."""
+    def remember(self, state: State, residual: Tensor, good: Tensor) -> None:
+        """Sees a step to ``state.candidate``, whose residual is given, before it is accepted where it was ``good``."""
 
     def propose(self, r: Tensor, good: Tensor) -> tuple[Tensor, Tensor]:
         """The next step ``(R, D)`` from the residual r, and whether it is a plain one ``(R,)``."""
@@ -140,7 +140,7 @@ def iterate(name: str, branch: Branch, y: Tensor, *, tol: float | None, max_step
         previous, tried = state.size, rule.norm(residual)
         good = rule.good(state, tried)
         if step > 1:
-            memory.remember(state.candidate - state.x, residual - state.r, good)
+            memory.remember(state, residual, good)
         state.accept(residual, tried, good)
         finished, failed = rule.judge(state, tried, previous)
         state.pending = state.pending & ~finished

@@ -56,3 +56,8 @@ def test_plain_linear_layers_by_their_2_norm(eps):
     assert bound.domain == 2
     truth = float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
     assert abs(float(bound) - truth) <= 10 * eps
+
+
+def test_a_softplus_that_jumps_has_no_bound():
+    with pytest.raises(fp.LipschitzError, match=r"Softplus\(threshold=2\) jumps"):
+        fp.lipschitz_bound(nn.Softplus(5.0, 2.0))

@@ -70,6 +70,29 @@ class TestBoundIsMeasuredOnce:
         assert len(calls) == 1
 
 
+def test_the_bound_is_read_from_the_device_once():
+    """However many terms a certified roulette has."""
+    reads = []
+
+    class Counted(fp.LipschitzMLP):
+        def certify(self, weights):
+            found = super().certify(weights)
+            return found._replace(value=Read(found.value))
+
+    class Read:
+        def __init__(self, value):
+            self.value = value
+
+        def __float__(self):
+            reads.append(1)
+            return float(self.value.detach())
+
+    transform, x = fp.ResidualTransform(Counted(3), logdet=fp.PowerSeries()), torch.randn(500, 3)
+    reads.clear()
+    transform(x)
+    assert len(reads) == 1
+
+
 class TestNotFinite:
     def test_one_row_that_is_not_finite_is_named(self):
         y = torch.randn(5, 3)

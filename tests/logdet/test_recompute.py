@@ -22,6 +22,24 @@ def test_equals_neumann(name, make, eps):
     assert_all_close(results[1], results[0], 200 * eps * scale)
 
 
+def test_works_inside_checkpointing():
+    """Which lets every saved tensor be unpacked once."""
+    g, x, results = small_mlp(), torch.randn(6, 3, requires_grad=True), []
+    transform = fp.ResidualTransform(g, logdet=fp.Krylov(terms=fp.Truncated(2), gradient=fp.Recompute()))
+    for call in (transform, lambda x: torch.utils.checkpoint.checkpoint(transform, x, use_reentrant=False)):
+        torch.manual_seed(0)
+        results.append(torch.autograd.grad(call(x)[1].sum(), [x, *g.parameters()], allow_unused=True))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("gradient", [3, fp.Neumann, lambda *arguments: None])
+def test_what_is_no_gradient_is_refused(gradient):
+    for make in (fp.Krylov, fp.PowerSeries, fp.Recompute):
+        with pytest.raises(TypeError, match=rf"{make.__name__}\(gradient=\.\.\.\) must be a Gradient"):
+            make(gradient=gradient)
+
+
 @pytest.mark.parametrize("make", [fp.Krylov, fp.PowerSeries])
 def test_what_is_kept_does_not_grow_with_the_terms(make):
     kept = {}

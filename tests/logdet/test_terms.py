@@ -110,3 +110,21 @@ def test_one_row():
 def test_bad_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Once:
+    """Terms that can be gone through once."""
+
+    rtol = 0.0
+
+    def schedule(self, count, branch, generator):
+        yield from [(1.0, count)] * 4
+
+    def decay(self, bound):
+        return 1.0
+
+
+def test_a_schedule_that_is_used_up_is_refused():
+    transform = fp.ResidualTransform(fp.LipschitzMLP(3), logdet=fp.PowerSeries(terms=Once()))
+    with pytest.raises(TypeError, match="return a list, not a generator"):
+        transform(torch.randn(4, 3))

@@ -57,7 +57,7 @@ def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        value: Tensor = activation(at)
+        value: Tensor = activation(at.clone())  # some write on their input
         (slope,) = torch.autograd.grad(
             value, at, torch.ones_like(value), create_graph=keep, allow_unused=True, materialize_grads=True
         )

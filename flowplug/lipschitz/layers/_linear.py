@@ -44,7 +44,7 @@ class LipschitzLinear(LipschitzLayer, Linear):
         dtype: Their dtype.
 
     Raises:
-        LipschitzError: ``bound`` is not a positive finite number.
+        LipschitzError: ``bound`` is not a positive finite number, or the norm is that of a network.
         ShapeError: The input's last dimension is not ``in_features``.
 
     Example:

@@ -38,7 +38,7 @@ class LipschitzMLP(LipschitzNetwork):
             one before it ends, and the last back to that of x.
         activation: Makes one activation per hidden layer: `SineHuber`, `Sine`, `LipSwish`, `CLipSwish`, or any module
             with a known `lipschitz_bound` of at most 1, which may change the width. Exact Jacobians are fast (batched
-            matrix products) for the first three.
+            matrix products) for element-wise ones.
         zero_last: Whether the last layer starts at zero, so that ``x + g(x)`` starts as the identity.
 
     Raises:

@@ -230,11 +230,17 @@ def make_activation(
     """An activation behind a layer of this norm and width, and the width it returns.
 
     Raises:
-        LipschitzError: Its bound is unknown or above 1.
+        LipschitzError: Its bound is unknown, above 1, or that of an element-wise module, which it is not.
     """
     module = make()
     bound = bound_in(module, norm.lowest() if isinstance(norm, OperatorNorm) else norm.order)
     if not float(bound) <= 1:
         raise LipschitzError(f"{type(module).__name__} has the bound {bound}, above 1")
     with torch.no_grad():
-        return module, module(torch.zeros(1, width, *[1] * spatial)).shape[1]
+        made = int(module(torch.zeros(1, width, *[1] * spatial)).shape[1])
+    if bound.elementwise and made != width:
+        raise LipschitzError(
+            f"{type(module).__name__} is declared element-wise, and makes {made} channels of {width}: register its "
+            "bound without elementwise=True"
+        )
+    return module, made

@@ -84,3 +84,39 @@ def test_slopes_found_by_autograd_have_exact_derivatives(activation):
         return torch.func.functional_call(transform, named, (x,))[1]
 
     assert torch.autograd.gradcheck(ladj, (x.requires_grad_(), *parameters.values()))
+
+
+IN_PLACE = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_activations_that_write_on_their_input(kind, training, eps):
+    """They have the slopes of those that do not, with and without a graph."""
+    results = []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        g = fp.LipschitzMLP(3, (16,), activation=lambda inplace=inplace: kind(inplace=inplace))
+        transform, x = fp.ResidualTransform(g).train(training), torch.randn(5, 3)
+        with torch.set_grad_enabled(training):
+            results.append(transform(x))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, atol=10 * eps, rtol=0)
+
+
+class Doubled(nn.Module):
+    """Wrongly declared: it makes two channels of one."""
+
+    def forward(self, x):
+        return torch.cat([x.relu(), (-x).relu()], dim=1)
+
+
+@fp.lipschitz_bound.register
+def _(module: Doubled):
+    return fp.LipschitzBound(1.0, elementwise=True)
+
+
+@pytest.mark.parametrize("norm", [fp.PathNorm(), fp.InfNorm()])
+def test_an_elementwise_module_keeps_the_width(norm):
+    with pytest.raises(fp.LipschitzError, match="declared element-wise, and makes 16 channels of 8"):
+        fp.LipschitzMLP(3, (8,), norm=norm, activation=Doubled)
