@@ -146,9 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(Options, arguments, description=__doc__)
     with refusing():
         data = tables.load(options.data, options.device)
+        options.out.mkdir(parents=True, exist_ok=True)
     title = f"{data.name}: {len(data.train)} training rows; {options.budget} a model on {options.device}"
     print(title)
-    lines, samples, versions = [], {}, provenance(options.device)
+    lines, samples, versions = [], {}, provenance(options.device, "examples/compare.py")
     for host in options.hosts:
         for name, make in HOSTS[host].models(data.features).items():
             torch.manual_seed(options.seed)
@@ -156,7 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines.append(line | {"versions": versions})
     report = table(lines)
     print(f"\n{report}")
-    options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "results.md", f"{title}\n\n{report}\n")
     write_text(options.out / "results.json", json.dumps(lines, indent=1, allow_nan=False))
     draw(data, samples, options.out / "marginals.png")

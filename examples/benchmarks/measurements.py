@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from common.clock import ratio
-from common.command import parse
+from common.command import parse, refusing
 from common.provenance import device_name, provenance
 from common.report import append_line, markdown
 
@@ -76,11 +76,12 @@ def run(measure: Callable[[T], Iterable[Measurement]], kind: type[T], descriptio
     options = parse(kind, description=description)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    lines = [line(*measurement) for measurement in measure(options)]
+    with refusing():
+        lines = [line(*measurement) for measurement in measure(options)]
     for name in dict.fromkeys(line["table"] for line in lines):
         print(f"\n{name}\n\n{table([line for line in lines if line['table'] == name])}")
     if options.record is not None:
-        source = {"command": command(sys.argv), **provenance(torch.get_default_device())}
+        source = {"command": command(sys.argv), **provenance(torch.get_default_device(), "examples/benchmarks")}
         for each in lines:
             append_line(options.record, {"benchmark": Path(sys.argv[0]).stem, **each, **source})
         print(f"\nadded {len(lines)} lines to {options.record}")
@@ -142,7 +143,7 @@ def table(lines: Sequence[Line], across: str | None = None) -> str:
         row = rows.setdefault(tuple(setting.get(name, "") for name in varying), {})
         for figure in line["figures"].items():
             row[column(setting, across, title(*figure), single=len(figures) == 1)] = cell(figure[1])
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = sorted(dict.fromkeys(name for row in rows.values() for name in row), key=number)
     common = [f"{name} {settings[0][name]}" for name in names if name not in varying]
     if across is not None and len(figures) == 1:
         common.insert(0, figures[0])
@@ -157,6 +158,12 @@ def column(setting: Mapping[str, str], across: str | None, figure: str, *, singl
     value = setting[across]
     head = f"{across} {value}" if value[:1].isdigit() else value
     return head if single else f"{head}: {figure}"
+
+
+def number(head: str) -> float:
+    """What columns of a setting's numbers are sorted by; others keep their order."""
+    last = head.partition(":")[0].rpartition(" ")[2]
+    return float(last) if last.replace(".", "", 1).isdigit() else 0.0
 
 
 def title(name: str, figure: Line) -> str:

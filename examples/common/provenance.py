@@ -15,8 +15,10 @@ CODE = ("flowplug", "adapters", "examples/common", "examples/uci")
 PACKAGES = ("torch", "nflows", "normflows", "zuko")
 
 
-def provenance(device: str | torch.device = "cpu") -> dict[str, str | None]:
+def provenance(device: str | torch.device = "cpu", *scripts: str) -> dict[str, str | None]:
     """Versions of flowplug, of its code in git, of Python and what flowplug stands on; the device, and the date.
+
+    The code is the packages, what the examples share, and the scripts named: paths in the repository.
 
     Example:
         >>> sorted(provenance())
@@ -24,7 +26,7 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, str | None]:
     """
     return {
         "flowplug": fp.__version__,
-        "commit": commit(),
+        "commit": commit(ROOT, *scripts),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "device": device_name(torch.device(device)),
@@ -32,15 +34,15 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, str | None]:
     }
 
 
-def commit(root: Path = ROOT) -> str | None:
+def commit(root: Path = ROOT, *scripts: str) -> str | None:
     """The last commit of the code, ``+changes`` where it has some since; None outside a checkout.
 
-    The code is the packages and what the examples share, so that committing results does not change its name.
+    Results are no part of the code, so that committing them does not change its name.
     """
-    name = git(root, "log", "-1", "--abbrev=7", "--format=%h", "--", *CODE)
+    name = git(root, "log", "-1", "--abbrev=7", "--format=%h", "--", *CODE, *scripts)
     if not name:
         return None
-    return f"{name}+changes" if git(root, "status", "--porcelain", "--", *CODE) else name
+    return f"{name}+changes" if git(root, "status", "--porcelain", "--", *CODE, *scripts) else name
 
 
 def git(root: Path, *arguments: str) -> str:

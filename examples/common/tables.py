@@ -1,5 +1,6 @@
 """Tables to fit: from a file, or the one that scikit-learn ships."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 PARTS = ("train", "val", "test")
 EMBEDDED = "breast-cancer"
+WRITE = "write one by numpy.savez(path, train=..., val=..., test=...)"
+WRITE = "write one by numpy.savez(path, train=..., val=..., test=...)"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,12 @@ def load(
     """
     arrays = embedded() if str(source) == EMBEDDED else stored(Path(source))
     widths = {array.shape[1:] for array in arrays.values()}
-    if len(widths) != 1 or any(array.ndim != 2 or not np.isfinite(array).all() for array in arrays.values()):
-        raise ValueError(f"train, val and test must be finite tables of one width; {source} has widths {widths}")
+    if len(widths) != 1 or any(array.ndim != 2 for array in arrays.values()):
+        shapes = ", ".join(f"{part} {array.shape}" for part, array in arrays.items())
+        raise ValueError(f"train, val and test must be tables (rows, features) of one width; {source} has {shapes}")
+    for part, array in arrays.items():
+        if wrong := int((~np.isfinite(array)).sum()):
+            raise ValueError(f"{part} of {source} holds {wrong} NaN or infinite value(s): leave these rows out")
     mean, std = arrays["train"].mean(0), arrays["train"].std(0)
     if not std.all():
         raise ValueError(f"features {np.flatnonzero(std == 0).tolist()} are constant in train: leave them out")
@@ -65,7 +72,13 @@ def stored(path: Path) -> dict[str, np.ndarray]:
     """The three arrays of a file."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}: give an .npz file with arrays train, val and test, or {EMBEDDED}")
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw:
+        try:
+            file = np.load(raw, allow_pickle=False)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            raise ValueError(f"{path} is no .npz file: {WRITE}") from None
+        if isinstance(file, np.ndarray):
+            raise ValueError(f"{path} holds one array: {WRITE}")
         if missing := set(PARTS) - set(file.files):
             raise ValueError(f"{path} lacks the arrays {sorted(missing)}; it holds {file.files}")
         return {part: file[part] for part in PARTS}

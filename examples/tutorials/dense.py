@@ -24,13 +24,13 @@ import flowplug as fp
 import flowplug_zuko
 from common.command import among, parse
 from common.densities import Density, nearest, of_zuko, size
+from common.plane import mixture, moons, scatter, show, sine
 from common.report import write_text
 from common.tables import Table
 from common.tables import load as load_table
 from common.training import Options as Schedule
 from common.training import rows_of
 from common.trial import fit, mean_log_likelihood, table, trial
-from tutorials.plane import mixture, moons, scatter, show, sine
 
 NAMES = ("dense flow", "zuko: Real NVP", "zuko: Real NVP + dense", "zuko: MAF")
 

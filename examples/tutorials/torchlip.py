@@ -18,10 +18,10 @@ from torch import nn
 import flowplug as fp
 from common.command import parse
 from common.densities import log_likelihoods, of_transform, size
+from common.plane import moons
 from common.report import markdown
 from common.training import Options as Schedule
 from common.trial import fit
-from tutorials.plane import moons
 
 
 @fp.lipschitz_bound.register

@@ -18,10 +18,10 @@ import zuko
 import flowplug as fp
 from common.command import among, parse
 from common.densities import Density, log_likelihoods, of_transform, of_zuko, size
+from common.plane import DATA, show
 from common.report import markdown
 from common.training import Options as Schedule
 from common.trial import fit
-from tutorials.plane import DATA, show
 
 
 def residual(norm: fp.InfNorm | fp.Gram | fp.LearnedOrder, blocks: int) -> Density:

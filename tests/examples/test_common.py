@@ -62,7 +62,7 @@ class TestTables:
         [
             ({"test": None}, r"lacks the arrays \['test'\]"),
             ({"val": rows(9, 4)}, "one width"),
-            ({"val": np.full((9, 3), np.nan)}, "finite tables"),
+            ({"val": np.full((9, 3), np.nan)}, "val of .* holds 27 NaN"),
             ({"train": np.ones((50, 3))}, r"features \[0, 1, 2\] are constant in train"),
         ],
     )
@@ -173,6 +173,7 @@ class TestProvenance:
         (tmp_path / "examples" / "uci").mkdir(parents=True)
         (tmp_path / "examples" / "uci" / "new.py").write_text("3")
         assert commit(tmp_path) == f"{code}+changes"
+        assert commit(tmp_path, "results.md") != code
 
     def test_versions_stand_beside_it(self):
         found = provenance()
@@ -194,6 +195,14 @@ class Choice:
         usable(self)
         among(self, "names", "abc")
         positive(self, "weight_decay")
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"", b"PK\x03\x04 damaged"])
+def test_another_file_is_refused_with_what_to_write(tmp_path, content):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is no \.npz file: write one by numpy\.savez"):
+        tables.load(path)
 
 
 class TestCommand:

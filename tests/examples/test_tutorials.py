@@ -9,8 +9,9 @@ import torch
 
 import flowplug as fp
 from benchmarks.models import jacobians, residual_parts
+from common import plane
 from common.densities import size
-from tutorials import dense, estimators, plane, sampling, toy2d
+from tutorials import dense, estimators, sampling, toy2d
 
 
 class TestDense:

@@ -230,8 +230,11 @@ def make_activation(
     """An activation behind a layer of this norm and width, and the width it returns.
 
     Raises:
+        TypeError: ``make`` is a module, or cannot be called.
         LipschitzError: Its bound is unknown, above 1, or that of an element-wise module, which it is not.
     """
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(f"activation=... must make a module, such as SineHuber or lambda: Swish(1.0); got {make!r}")
     module = make()
     bound = bound_in(module, norm.lowest() if isinstance(norm, OperatorNorm) else norm.order)
     if not float(bound) <= 1:

@@ -178,3 +178,9 @@ def test_wrong_arguments(network):
         make(activation=lambda: nn.ELU(alpha=2.0))
     with pytest.raises(fp.LipschitzError, match=r"no Lipschitz bound is known for torch.*Dropout"):
         make(activation=nn.Dropout)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), "relu", None])
+def test_an_activation_is_made_not_given(activation):
+    with pytest.raises(TypeError, match=r"activation=\.\.\. must make a module"):
+        fp.LipschitzMLP(3, activation=activation)
