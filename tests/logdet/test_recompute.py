@@ -22,6 +22,8 @@ def test_equals_neumann(name, make, eps):
     assert_all_close(results[1], results[0], 200 * eps * scale)
 
 
+# In torch 2.4 the checkpoint itself calls torch.cpu.amp.autocast, which torch 2.4 deprecates.
+@pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")
 def test_works_inside_checkpointing():
     """Which lets every saved tensor be unpacked once."""
     g, x, results = small_mlp(), torch.randn(6, 3, requires_grad=True), []
