@@ -41,7 +41,8 @@ class Branch:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluates ``g`` on rows ``x: (B, *event)``."""
-        y: Tensor = self.g(x) if self.context is None else self.g(x, self.context)
+        copy = x.clone()  # some modules write on their input
+        y: Tensor = self.g(copy) if self.context is None else self.g(copy, self.context)
         if y.shape != x.shape:
             raise ShapeError(
                 f"g = {type(self.g).__name__} must keep the shape of its input {tuple(x.shape)}; "

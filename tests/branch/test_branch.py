@@ -113,3 +113,22 @@ class TestLinearization:
         v = torch.randn(4, 3)
         joined, apart = (fp.Branch.of(g, c).linearize(x).vjp(v) for c in (x[:, :2], x[:, :2].detach()))
         torch.testing.assert_close(joined, apart, atol=10 * eps, rtol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_g_that_writes_on_its_input(training, eps):
+    """The caller's tensors stay, and both directions are those of a g that does not, with log-dets or without."""
+    x, results = torch.randn(5, 3), []
+    before = x.clone()
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        g = nn.Sequential(nn.ELU(inplace=inplace), fp.LipschitzLinear(3, 3, bound=0.9))
+        transform = fp.ResidualTransform(g, logdet=fp.ExactLogDet()).train(training)
+        with torch.set_grad_enabled(training):
+            parts = [*transform(x), *transform.inverse(x)]
+            with fp.no_logdet():
+                parts += [transform(x)[0], transform.inverse(x)[0]]
+        results.append(parts)
+        assert torch.equal(x, before)
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, atol=20 * eps, rtol=0)
