@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowplug.branch import LipschitzBound
@@ -68,13 +65,6 @@ class OperatorNorm(abc.ABC):
     def chain(self, count: int) -> Sequence[OperatorNorm]:
         """The norms of ``count`` layers that follow each other."""
         return [self] * count
-
-
-def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Leaves autocast: a bound from products in half precision is no bound."""
-    kind = tensor.device.type
-    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if enabled else nullcontext()
 
 
 def _number(order: float | Tensor) -> float:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from flowplug._precision import full_precision
 from flowplug.branch import LipschitzBound, bound_in
 from flowplug.lipschitz.norms._inf_norm import InfNorm
 from flowplug.lipschitz.norms._network_norm import NetworkNorm
-from flowplug.lipschitz.norms._operator_norm import full_precision
 
 
 @dataclass(frozen=True)

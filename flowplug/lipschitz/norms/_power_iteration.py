@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowplug.lipschitz.norms._operator_norm import OperatorNorm, full_precision
+from flowplug._precision import full_precision
+from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 from flowplug.lipschitz.norms._spectral import select, symbol
 from flowplug.lipschitz.norms._svd import SVD
 

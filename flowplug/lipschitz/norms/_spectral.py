@@ -10,12 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowplug.lipschitz.norms._operator_norm import OperatorNorm, full_precision
-
-
-def _at_least_single(weight: Tensor) -> Tensor:
-    """In single precision instead of half, in which powers of a matrix under- or overflow."""
-    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+from flowplug._precision import at_least_single, full_precision
+from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
 
 def symbol(weight: Tensor) -> tuple[Tensor, float]:
@@ -34,7 +30,7 @@ def symbol(weight: Tensor) -> tuple[Tensor, float]:
     Reference: Sedghi, Gupta, Long, "The Singular Values of Convolutional Layers", ICLR 2019, for circular padding; the
     inequality is that of Bernstein and Szegő.
     """
-    weight, kernel = _at_least_single(weight), weight.shape[2:]
+    weight, kernel = at_least_single(weight), weight.shape[2:]
     if math.prod(kernel) == 1:
         return weight.flatten(1).unsqueeze(0), 1.0
     density = {1: 32, 2: 12, 3: 8}[len(kernel)]
@@ -120,7 +116,7 @@ class SpectralNorm(OperatorNorm):
         replaced = (type(self).measure, type(self).project) != (SpectralNorm.measure, OperatorNorm.project)
         if replaced or any(weight.dim() > 2 for weight in weights):
             return super().project_all(weights, bound)
-        shares = bound / self._measure_all(list(map(_at_least_single, weights))).clamp(min=bound)
+        shares = bound / self._measure_all(list(map(at_least_single, weights))).clamp(min=bound)
         return [weight * share for weight, share in zip(weights, shares.unbind(), strict=True)]
 
     def _measure_all(self, matrices: Sequence[Tensor]) -> Tensor:

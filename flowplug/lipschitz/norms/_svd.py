@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowplug.lipschitz.norms._operator_norm import full_precision
+from flowplug._precision import full_precision
 from flowplug.lipschitz.norms._spectral import SpectralNorm, is_wide, smaller_gram
 
 
