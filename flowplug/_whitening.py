@@ -1,24 +1,34 @@
-"""Decorrelation with data-dependent initialisation."""
+"""Decorrelation that starts from data."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowplug._errors import ShapeError
+from flowplug._factors import Factorization
+from flowplug._moments import Moments, nonzero, whitener
+from flowplug._precision import full_precision
+from flowplug._start import FromData
 from flowplug._transform import Transform
 
 
-class Whitening(Transform):
-    r"""An affine map, without parameters, that decorrelates and standardises the first batch it sees.
+class Whitening(FromData, Transform):
+    r"""An affine map, without parameters, that decorrelates and standardises the data it starts from.
 
-    .. math:: y = (\lambda \bar\sigma^2 I + (1 - \lambda) \Sigma)^{-1/2} (x - \mu), \qquad
+    .. math:: y = (\lambda I + (1 - \lambda) R)^{-1/2} S^{-1} (x - \mu), \qquad
         \mathrm{ladj} = \log |\det \partial y / \partial x|
 
-    with the mean and covariance of the first batch met by `forward` in train mode, and :math:`\bar\sigma^2` the mean
-    variance. The statistics are kept in buffers, as `ActNorm` keeps its own (saved, loaded, and broadcast by DDP). The
-    shrinkage :math:`\lambda` is the oracle-approximating one: near 0 for batches of many rows, near 1 where rows are
-    too few to tell directions apart. Before that batch the map is the identity; it stays so in a flow whose training
-    starts with `inverse`, as for a reverse KL divergence. Put a `DenseTransform` behind it to train the map: from this
-    start, and on scales of 1, it learns sooner.
+    with the mean, standard deviations S (a diagonal matrix) and correlation R of the first rows met by `forward` in
+    train mode, in whatever units, at least 64 and two for each feature: of the first batch, or, with a `StartWarning`,
+    of as many small ones as it takes, each counted before it is mapped. The shrinkage :math:`\lambda` is the
+    oracle-approximating one: near 0 for many rows, near 1, which leaves the scales alone, where rows are too few to
+    tell directions apart. `start` takes the rows by name, in any mode, and `reset` goes back to the identity. A
+    constant feature is centred and left at its scale; one row gives no scale.
+
+    The statistics are kept in buffers (saved, loaded, averaged, and broadcast by DDP). Where training starts with
+    `inverse`, as for a reverse KL divergence, the map does not start from data later, and a `StartWarning` says so. Put
+    a `DenseTransform` behind it to train the map: from this start, and on scales of 1, it learns sooner.
 
     Reference: Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on
     Signal Processing 58, 2010, eq. (23), without its terms in 2 / D, as in scikit-learn.
@@ -39,52 +49,59 @@ class Whitening(Transform):
     event_dim = 1
     mean: Tensor
     weight: Tensor
-    inverse_weight: Tensor
-    log_det: Tensor
-    initialized: Tensor
+    spread: Tensor
+    correlation: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
         if features < 1:
             raise ShapeError(f"Whitening needs at least 1 feature; got {features}")
         self.event_shape = (features,)
+        self.rows_needed = max(64, 2 * features)
+        # The map is mean and weight; inverse and log-det follow from the values these have at the time.
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("weight", torch.eye(features))
-        self.register_buffer("inverse_weight", torch.eye(features))
-        self.register_buffer("log_det", torch.zeros(()))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        # What the next batch of a start is merged with.
+        self.register_buffer("spread", torch.zeros(features))
+        self.register_buffer("correlation", torch.zeros(features, features))
+        self._factors = Factorization()
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        if self.training and x.numel() and not self.initialized:
-            self._initialize(x.detach().reshape(-1, x.shape[-1]))
-        # Hosts add to log-dets in place: every sample gets an entry of its own.
-        return (x - self.mean) @ self.weight, self.log_det.expand(x.shape[:-1]).clone()
+        self._meet(x)
+        # Weights as large as the data are alike cost half precision all of its digits.
+        with full_precision(x):
+            y = (x - self._steady(self.mean)) @ self._steady(self.weight)
+        return y, self._ladj(y)
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        if self.training and torch.is_grad_enabled():
-            # A later forward must not change the map that this graph differentiates.
-            self.initialized.fill_(1)
-        return y @ self.inverse_weight + self.mean, (-self.log_det).expand(y.shape[:-1]).clone()
+        self._keep()
+        # Columns of this matrix differ by units, which cost its factors no digits; rows would.
+        x = self._factors(self.weight.T).solve(y.reshape(-1, y.shape[-1])).reshape(y.shape) + self._steady(self.mean)
+        return x, -self._ladj(x)
 
-    @torch.no_grad()
-    def _initialize(self, x: Tensor) -> None:
-        self.mean.copy_(x.mean(0))
-        variances, directions = torch.linalg.eigh((x - self.mean).T @ (x - self.mean) / len(x))
-        level = variances.mean()
-        # Rows that are all equal but for rounding are centred and left at their scale.
-        if level > (torch.finfo(x.dtype).eps * x.abs().amax()) ** 2:
-            shrinkage = _shrinkage(variances.clamp(min=0), len(x))
-            scales = (shrinkage * level + (1 - shrinkage) * variances.clamp(min=0)).sqrt()
-            self.weight.copy_(directions / scales @ directions.T)
-            self.inverse_weight.copy_(directions * scales @ directions.T)
-            self.log_det.copy_(-scales.log().sum())
-        self.initialized.fill_(1)
+    def _ladj(self, x: Tensor) -> Tensor:
+        # Hosts add to log-dets in place: every sample gets an entry of its own.
+        return self._factors(self.weight.T).logabsdet.to(x.dtype).expand(x.shape[:-1]).clone()
 
+    def _take_in(self, rows: Tensor, seen: float) -> None:
+        count = seen + len(rows)
+        before = Moments(*(buffer.to(rows.dtype) for buffer in (self.mean, self.spread, self.correlation)))
+        now = before.merge(Moments.of(rows, correlation=True), len(rows) / count)
+        self.mean.copy_(now.mean)
+        self.spread.copy_(now.std)
+        if now.correlation is not None and count >= 2:
+            self.correlation.copy_(now.correlation)
+            self.weight.copy_(whitener(now.correlation, count) / nonzero(now.std)[:, None])
 
-def _shrinkage(variances: Tensor, rows: int) -> Tensor:
-    """The share of the mean variance, from the variances along the principal directions."""
-    squares, square = variances.square().sum(), variances.sum().square()
-    unlike = (squares - square / len(variances)).clamp(min=0)  # 0 but for rounding where all are equal: a share of 1
-    return ((squares + square) / ((rows + 1) * unlike)).clamp(max=1)
+    def _forget(self) -> None:
+        for zero in (self.mean, self.spread, self.correlation):
+            zero.zero_()
+        self.weight.copy_(torch.eye(len(self.weight)))
+
+    def _upgrade(self, state: dict[str, Any], prefix: str) -> None:
+        for derived in ("inverse_weight", "log_det"):
+            del state[prefix + derived]
+        state[f"{prefix}spread"] = torch.zeros_like(state[f"{prefix}mean"])
+        state[f"{prefix}correlation"] = torch.zeros_like(state[f"{prefix}weight"])
