@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
-from flowplug._moments import Moments, nonzero
+from flowplug._moments import merge, nonzero, standardise
 from flowplug._start import FromData
 from flowplug._transform import Transform
 
@@ -86,12 +86,13 @@ class ActNorm(FromData, Transform):
 
     def _take_in(self, rows: Tensor, seen: float) -> None:
         values = rows.movedim(1, -1).reshape(-1, rows.shape[1])
-        before = Moments(self.mean.to(rows.dtype), self.spread.to(rows.dtype))
-        now = before.merge(Moments.of(values, correlation=False), len(rows) / (seen + len(rows)))
-        self.mean.copy_(now.mean)
-        self.spread.copy_(now.std)
+        before = self.mean.to(rows.dtype), self.spread.to(rows.dtype)
+        mean, std, _ = standardise(values)
+        mean, std, _ = merge(*before, mean, std, len(rows) / (seen + len(rows)))
+        self.mean.copy_(mean)
+        self.spread.copy_(std)
         # One image has a spread over its pixels, but not that of the data.
-        self.std.copy_(nonzero(now.std) if seen + len(rows) >= 2 else torch.ones_like(now.std))
+        self.std.copy_(nonzero(std) if seen + len(rows) >= 2 else torch.ones_like(std))
 
     def _forget(self) -> None:
         for zero in (self.mean, self.spread, self.log_scale, self.shift):

@@ -50,12 +50,12 @@ class Factorization:
 
     def __call__(self, matrix: Tensor) -> Factors:
         """The factors of ``matrix: (D, D)`` as it is now."""
-        # What is found in inference mode must serve outside it.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            if self._kept is None or not _same(self._kept[0], matrix):
+        if self._kept is None or not _same(self._kept[0], matrix):
+            # What is found in inference mode must serve outside it.
+            with torch.inference_mode(False), torch.no_grad():  # noqa: FBT003 -- a keyword stops torch.compile
                 kept = matrix.detach().clone()
                 self._kept = (kept, _factorize(at_least_single(kept)))
-            return self._kept[1]
+        return self._kept[1]
 
 
 def _same(kept: Tensor, matrix: Tensor) -> bool:

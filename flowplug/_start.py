@@ -102,13 +102,15 @@ class FromData(nn.Module, abc.ABC):
                 "call start(x) before"
             )
             return
-        if seen + count < self.rows_needed:
+        if seen + count >= self.rows_needed:
+            self._finish()
+        else:
+            self.started.fill_((seen + count) / self.rows_needed)
             self._say(
                 f"{type(self).__name__} has met {round(seen) + count} of the {self.rows_needed} rows that its start "
                 "from data takes: in train mode it moves with every batch until then. To start at once, from more "
                 "rows, call start(x) (of a flow of a host, start(flow, x) of its adapter)"
             )
-        self.started.fill_(min(1.0, (seen + count) / self.rows_needed))
 
     def _count(self, x: Tensor) -> int:
         return x.shape[: x.dim() - self.event_dim].numel()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._errors import SecondDerivativeError, ShapeError, SingularMatrixError
+from flowplug._moments import nonzero, standardise, whitener
+from flowplug._precision import at_least_single, full_precision
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
 from flowplug.dense._gradients import Affine, DenseGradient, Relative
@@ -77,41 +79,42 @@ class DenseTransform(Transform):
         return {**self.__dict__, "_logabsdet": None, "_factors": None}
 
     @torch.no_grad()
-    def whiten(self, x: Tensor, shrinkage: float = 1e-3) -> None:
+    def whiten(self, x: Tensor, shrinkage: float | None = None) -> None:
         r"""Starts from data: sets W and b so that W x + b has mean 0 and covariance close to I over the rows of x.
 
-        .. math:: W = (\Sigma + \lambda \bar\sigma^2 I)^{-1/2}, \qquad b = -W \mu
+        .. math:: W = (\lambda I + (1 - \lambda) R)^{-1/2} S^{-1}, \qquad b = -W \mu
+
+        with the standard deviations S and the correlation R of the rows, in whatever units. A constant feature is
+        centred and left at its scale.
 
         Args:
             x: Data, ``(N, D)``, or whatever else `forward` takes.
-            shrinkage: The share :math:`\lambda` of the mean variance that is added to every variance, so that
-                directions in which the data do not vary stay finite.
+            shrinkage: The share :math:`\lambda`; ``None`` for the oracle-approximating one of `Whitening`: near 0 for
+                many rows, near 1, which leaves the scales alone, where rows are too few to tell directions apart.
 
         Raises:
             ShapeError: The transform has no b, or fewer than two rows are given.
-            SingularMatrixError: The rows do not vary in some direction and ``shrinkage`` is 0, or in none at all.
+            ValueError: ``shrinkage`` is outside [0, 1].
+            SingularMatrixError: ``shrinkage`` is 0, and some combination of features does not vary.
             FlowplugError: As in `forward`.
 
         Example:
             >>> transform = DenseTransform(2, activation=None)
             >>> transform.whiten(3 + torch.randn(1000, 2))
         """
-        rows = self._vectors(self._check(x, None)[0]).to(self.weight.dtype)
+        rows = at_least_single(self._vectors(self._check(x, None)[0]).to(self.weight.dtype))
         if self.bias is None or len(rows) < 2:
             raise ShapeError(
                 f"whiten needs a transform with bias, and two rows or more; got bias={self.bias is not None} and "
                 f"{len(rows)} rows"
             )
-        mean = rows.mean(0)
-        variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-        scales = (variances.clamp(min=0) + shrinkage * variances.mean()).rsqrt()
-        if not scales.isfinite().all():
-            raise SingularMatrixError(
-                f"whiten cannot scale directions in which the rows do not vary: pass a shrinkage above {shrinkage}, or "
-                "rows that are not all equal"
-            )
-        self.weight.copy_(directions * scales @ directions.T)
-        self.bias.copy_(-self.weight @ mean)
+        if shrinkage is not None and not 0 <= shrinkage <= 1:
+            raise ValueError(f"whiten(shrinkage=...) must be a share, from 0 to 1; got {shrinkage}")
+        with full_precision(rows):
+            mean, std, scores = standardise(rows)
+            weight = whitener(scores.T @ scores / len(rows), len(rows), shrinkage) / nonzero(std)
+            self.weight.copy_(weight)
+            self.bias.copy_(-weight @ mean)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
