@@ -20,12 +20,12 @@ class Whitening(FromData, Transform):
         \mathrm{ladj} = \log |\det \partial y / \partial x|
 
     with the mean, standard deviations S (a diagonal matrix) and correlation R of the first rows met by `forward` in
-    train mode, in whatever units, at least 128 and four for each feature: of the first batch, or, with a
-    `StartWarning`, of as many small ones as it takes, each counted before it is mapped. (A Gaussian fitted to 4 D rows
-    is D / 16 nats behind the best.) The shrinkage :math:`\lambda` is the oracle-approximating one: near 0 for many
-    rows, near 1, which changes scales only, where rows are too few to tell directions apart. `start` takes the rows by
-    name, in any mode, and `reset` goes back to the identity. A constant feature is centred and left at its scale; one
-    row gives no scale.
+    train mode, in whatever units, at least 64 and two for each feature: of the first batch, or, with a `StartWarning`,
+    of as many small ones as it takes, each counted before it is mapped. (A Gaussian fitted to 2 D rows is D / 8 nats
+    behind the best; more rows, by `start`, come nearer.) The shrinkage :math:`\lambda` is the oracle-approximating
+    one: near 0 for many rows, near 1, which changes scales only, where rows are too few to tell directions apart.
+    `start` takes the rows by name, in any mode, and `reset` goes back to the identity. A constant feature is centred and
+    left at its scale; one row gives no scale.
 
     The statistics are kept in buffers (saved, loaded, averaged, and broadcast by DDP). Where training starts with
     `inverse`, as for a reverse KL divergence, the map does not start from data later, and a `StartWarning` says so. Put
@@ -58,7 +58,7 @@ class Whitening(FromData, Transform):
         if features < 1:
             raise ShapeError(f"Whitening needs at least 1 feature; got {features}")
         self.event_shape = (features,)
-        self.rows_needed = max(128, 4 * features)
+        self.rows_needed = max(64, 2 * features)
         # The map is mean and weight; inverse and log-det follow from the values these have at the time.
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("weight", torch.eye(features))

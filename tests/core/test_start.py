@@ -99,15 +99,15 @@ class TestFewRows:
     @EACH
     def test_each_batch_is_told_once_with_the_way_out(self, make):
         part, x = make(4), data(10)
-        with pytest.warns(fp.StartWarning, match=rf"{make.__name__} has met 10 of the .* call start\(x\)"):
+        with pytest.warns(fp.StartWarning, match=rf"{make.__name__} has met 10 of the 64 rows .* call start\(x\)"):
             part(x)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             part(x)
-            part(data(128))
+            part(data(64))
 
     def test_rows_that_whitening_takes_grow_with_the_features(self):
-        assert [fp.Whitening(features).rows_needed for features in (1, 32, 100)] == [128, 128, 400]
+        assert [fp.Whitening(features).rows_needed for features in (1, 32, 100)] == [64, 64, 200]
 
     def test_two_rows_are_near_a_change_of_scale(self):
         whitening, x = fp.Whitening(10), data(2, 10)
@@ -146,7 +146,7 @@ class TestFewRows:
             with torch.no_grad():
                 y, ladj = stack.eval()(x[1000:])
                 found.append(float((y.square().sum(1) / 2 - ladj).mean()))
-        assert max(found) - min(found) < 0.5
+        assert max(found) - min(found) < 2
 
 
 class TestByName:
