@@ -49,7 +49,7 @@ class FromData(nn.Module, abc.ABC):
         if self._asked:
             self._asked = False
             self._start_over(x)
-        elif self.training and x.numel() and not self._is_over():
+        elif self.training and x.numel() and not self._is_over() and not _in_backward():
             self._learn(x)
 
     def _keep(self) -> None:
@@ -139,6 +139,11 @@ class FromData(nn.Module, abc.ABC):
 
     def _upgrade(self, state: dict[str, Any], prefix: str) -> None:
         """Makes of what version 0.2 and those before it saved, beside ``started``, what is saved today."""
+
+
+def _in_backward() -> bool:
+    """Whether checkpointing repeats a pass for its gradient: these rows have been counted."""
+    return torch._C._current_graph_task_id() != -1
 
 
 @contextlib.contextmanager

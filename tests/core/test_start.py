@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 import flowplug as fp
 
@@ -327,6 +328,17 @@ class TestRunning:
             torch.func.grad(lambda x: part(x)[0].square().sum())(x)
         assert part.started == 0
         standard(part(x)[0])
+
+    @EACH
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_checkpointing_counts_rows_once(self, make, reentrant):
+        part, plain, x = make(4), make(4), data(20).requires_grad_()
+        y, _ = checkpoint(part, x, use_reentrant=reentrant)
+        y.square().sum().backward()
+        gradient, x.grad = x.grad, None
+        plain(x)[0].square().sum().backward()
+        assert all(torch.equal(part.state_dict()[name], value) for name, value in plain.state_dict().items())
+        torch.testing.assert_close(gradient, x.grad)
 
     @EACH
     @pytest.mark.usefixtures("users_defaults")
