@@ -24,8 +24,8 @@ class Whitening(FromData, Transform):
     of as many small ones as it takes, each counted before it is mapped. (A Gaussian fitted to 2 D rows is D / 8 nats
     behind the best; more rows, by `start`, come nearer.) The shrinkage :math:`\lambda` is the oracle-approximating
     one: near 0 for many rows, near 1, which changes scales only, where rows are too few to tell directions apart.
-    `start` takes the rows by name, in any mode, and `reset` goes back to the identity. A constant feature is centred and
-    left at its scale; one row gives no scale.
+    `start` takes the rows by name, in any mode, and `reset` goes back to the identity. A constant feature is centred
+    and left at its scale; one row gives no scale.
 
     The statistics are kept in buffers (saved, loaded, averaged, and broadcast by DDP). Where training starts with
     `inverse`, as for a reverse KL divergence, the map does not start from data later, and a `StartWarning` says so. Put
