@@ -32,6 +32,14 @@ def _outside_inference_mode(method: Method) -> Method:
     return wrapped
 
 
+def _differentiable(g: nn.Module) -> nn.Module:
+    """The branch or, where its weights were made inside inference mode, which knows no products, a copy."""
+    weight = next(g.parameters(), None)
+    if torch.compiler.is_compiling() or weight is None or not weight.is_inference():
+        return g
+    return copy.deepcopy(g)
+
+
 class ResidualTransform(Transform):
     r"""A residual flow :math:`y = x + g(x, c)` with a contraction g.
 
@@ -162,8 +170,9 @@ class ResidualTransform(Transform):
                 if context is None
                 else torch.split(context.reshape(count, self.context_features), size)
             )
+            g = _differentiable(self.g)
             results = [
-                direction(rows, Branch.of(self.g, c), self._noise()) for rows, c in zip(pieces, contexts, strict=True)
+                direction(rows, Branch.of(g, c), self._noise()) for rows, c in zip(pieces, contexts, strict=True)
             ]
         y, ladj = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
         return y.reshape(x.shape), ladj.reshape(batch)

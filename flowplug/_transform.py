@@ -105,8 +105,13 @@ class Transform(nn.Module, abc.ABC):
         return next(own, None) if like is None else like
 
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        name = type(self).__name__
-        _check_tensor(name, "input", x, like=self._like())
+        name, like = type(self).__name__, self._like()
+        if like is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling() and like.is_inference():
+            raise DtypeError(
+                f"the weights of {name} were made inside torch.inference_mode, and have no derivatives: make it "
+                "outside, or call it under torch.no_grad()"
+            )
+        _check_tensor(name, "input", x, like=like)
         split = x.dim() - self.event_dim
         if split < 0 or not _fits(x.shape[split:], self.event_shape):
             wanted = f"{self.event_dim} event dimension(s)" if self.event_shape is None else f"{self.event_shape}"
