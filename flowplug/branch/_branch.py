@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
 from flowplug.branch._bound import LipschitzBound, lipschitz_bound
+from flowplug.branch._parts import require_plain
 
 
 class Branch:
@@ -36,7 +37,12 @@ class Branch:
 
     @staticmethod
     def of(g: nn.Module, context: Tensor | None) -> Branch:
-        """The branch of ``g`` for rows of context ``(B, context_features)``."""
+        """The branch of ``g`` for rows of context ``(B, context_features)``.
+
+        Raises:
+            LipschitzError: A part of g has hooks, or a forward of the instance's own.
+        """
+        require_plain(g)
         return g.branch(context) if isinstance(g, BranchModule) else Branch(g, context)
 
     def __call__(self, x: Tensor) -> Tensor:

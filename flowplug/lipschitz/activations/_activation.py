@@ -47,7 +47,7 @@ class Activation(nn.Module, abc.ABC):
 
 @lipschitz_bound.register
 def _(module: Activation) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)
 
 
 def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

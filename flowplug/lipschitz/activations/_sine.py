@@ -69,4 +69,4 @@ class _SineAndCosine(ValueAndSlope):
 
 @rule_for(Sine)  # another forward would need another derivative too
 def _(module: Sine) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)

@@ -114,4 +114,4 @@ class _ValueAndSlope(ValueAndSlope):
 
 @rule_for(SineHuber)
 def _(module: SineHuber) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)

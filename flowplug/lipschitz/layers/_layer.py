@@ -65,7 +65,7 @@ class LipschitzLayer(Layer):
 
     def certify(self, weight: Tensor) -> LipschitzBound:
         """The bound of the layer with this weight in use."""
-        return self.norm.certify(weight)
+        return self.norm.certify(weight)._replace(limit=self.bound)
 
     def extra_repr(self) -> str:
         """Adds the bound and its norm to torch's description."""

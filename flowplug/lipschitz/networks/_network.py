@@ -17,7 +17,9 @@ from flowplug.branch import (
     bound_in,
     compose_bounds,
     lipschitz_bound,
+    on_meta,
     require_contraction,
+    require_plain,
     rule_for,
 )
 from flowplug.lipschitz.layers import Layer, LipschitzLayer
@@ -73,7 +75,8 @@ class LipschitzNetwork(BranchModule):
                 cast(Tensor, layers[-1].bias).zero_()
                 if embedding is not None:
                     embedding.weight[-widths[-1] :].zero_()
-        require_contraction(type(self).__name__, lipschitz_bound(self))
+        if not on_meta(self):
+            require_contraction(type(self).__name__, lipschitz_bound(self))
 
     def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
         """The network on rows ``(B, features)`` or ``(B, channels, H, W)``, where ``affine(i, h)`` is layer i."""
@@ -99,6 +102,7 @@ class LipschitzNetwork(BranchModule):
         rows = math.prod(batch)
         if context is not None:
             context = context.expand(*batch, context.shape[-1]).reshape(rows, context.shape[-1])
+        require_plain(self, itself=False)
         return self.branch(context)(x.reshape(rows, *got)).reshape(x.shape)
 
     def branch(self, context: Tensor | None) -> NetworkBranch:
@@ -157,7 +161,7 @@ def _bounded_alike(layer: LipschitzLayer, other: LipschitzLayer) -> bool:
 
 @rule_for(LipschitzNetwork)
 def _(module: LipschitzNetwork) -> LipschitzBound:
-    return module.certify(module.bounded_weights())
+    return module.certify(module.bounded_weights())._replace(limit=module.bound)
 
 
 class NetworkBranch(Branch):
@@ -186,7 +190,7 @@ class NetworkBranch(Branch):
 
     def certify(self) -> LipschitzBound:
         """Measures the bound of the network from the weights of this pass."""
-        return self._network.certify(self._weights)
+        return self._network.certify(self._weights)._replace(limit=self._network.bound)
 
 
 def check_sizes(name: str, bound: float, **sizes: int | Sequence[int]) -> None:
