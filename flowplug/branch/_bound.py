@@ -43,13 +43,7 @@ class LipschitzBound(NamedTuple):
     limit: float = math.inf
 
     def __float__(self) -> float:
-        """The value alone, without a graph.
-
-        Raises:
-            LipschitzError: It belongs to weights on the meta device, which have no values.
-        """
-        if isinstance(self.value, Tensor) and self.value.is_meta:
-            raise LipschitzError("weights on the meta device have no values, and no bound: load them first")
+        """The value alone, without a graph."""
         return float(self.value.detach() if isinstance(self.value, Tensor) else self.value)
 
     def __str__(self) -> str:
@@ -83,6 +77,10 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
         parameter = next(module.parameters(), None)
         with nullcontext() if parameter is None else full_precision(parameter):
             found = rules(module)
+        if isinstance(found.value, Tensor) and found.value.is_meta:
+            raise LipschitzError(
+                f"{type(module).__name__} has weights on the meta device, without values or a bound: load them first"
+            )
         constant = parameter is None and not isinstance(found.value, Tensor)
         return found._replace(limit=min(found.limit, found.value)) if constant else found
 
@@ -107,8 +105,8 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
 
     Raises:
         LipschitzError: No bound is known for the module, its class replaces the ``forward`` of the class whose bound
-            is known, a part has hooks or a ``forward`` of the instance's own (old ``weight_norm``, ``prune``, ...), or
-            the bounds of its parts do not share norms.
+            is known, a part has hooks or a ``forward`` of the instance's own (old ``weight_norm``, ``prune``, ...), the
+            bounds of its parts do not share norms, or its weights are on the meta device.
 
     Example:
         >>> class Halve(nn.Module):

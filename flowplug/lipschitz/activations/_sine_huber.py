@@ -89,9 +89,8 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root(v: Tensor) -> Tensor:
-    """``sqrt(1 + v^2)``, whose square would overflow half precision."""
-    wide = v.float() if v.dtype.itemsize < 4 else v
-    return (1 + wide.square()).sqrt().to(v.dtype)
+    """``sqrt(1 + v^2)``, without the square, which would overflow."""
+    return torch.hypot(v, torch.ones_like(v))
 
 
 class _ValueAndSlope(ValueAndSlope):

@@ -240,11 +240,13 @@ def make_activation(
     if isinstance(make, nn.Module) or not callable(make):
         raise TypeError(f"activation=... must make a module, such as SineHuber or lambda: Swish(1.0); got {make!r}")
     module = make()
+    with torch.no_grad():
+        made = int(module(torch.zeros(1, width, *[1] * spatial)).shape[1])
+    if on_meta(module):
+        return module, made
     bound = bound_in(module, norm.lowest() if isinstance(norm, OperatorNorm) else norm.order)
     if not float(bound) <= 1:
         raise LipschitzError(f"{type(module).__name__} has the bound {bound}, above 1")
-    with torch.no_grad():
-        made = int(module(torch.zeros(1, width, *[1] * spatial)).shape[1])
     if bound.elementwise and made != width:
         raise LipschitzError(
             f"{type(module).__name__} is declared element-wise, and makes {made} channels of {width}: register its "
