@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,11 +131,20 @@ class Linearization(abc.ABC):
         return None
 
 
+def transformed() -> bool:
+    """Whether `torch.func` transforms what runs, so that nothing can be marked for autograd, nor put in its batches."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 class AutogradLinearization(Linearization):
     """Products by the graph of one evaluation of any ``g``."""
 
     def __init__(self, branch: Branch, x: Tensor) -> None:
         self._branch, self._at = branch, x
+        self._pull: Callable[..., Any] | None = None
+        if transformed():
+            self.y, self._pull, *_ = torch.func.vjp(lambda at: branch(at).to(x.dtype), x)
+            return
         with torch.enable_grad():
             # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the
             # caller's tensor is not marked.
@@ -142,6 +153,9 @@ class AutogradLinearization(Linearization):
 
     def vjp(self, v: Tensor, *, create_graph: bool = False, batched: bool = False) -> Tensor:
         """The products for ``v: (B, *event)``, or for a stack ``(K, B, *event)`` when ``batched``."""
+        if self._pull is not None:
+            products: Tensor = (torch.func.vmap(self._pull) if batched else self._pull)(v)[0]
+            return products if create_graph else products.detach()
         return torch.autograd.grad(
             self.y,
             self._x,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug.branch import LipschitzBound, lipschitz_bound
+from flowplug.branch import LipschitzBound, lipschitz_bound, transformed
 
 
 class Activation(nn.Module, abc.ABC):
@@ -54,6 +54,9 @@ def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative at ``x`` of any element-wise module, as `Activation.linearize` has them."""
     if isinstance(activation, Activation):
         return activation.linearize(x)
+    if transformed():
+        found, pull, *_ = torch.func.vjp(lambda at: activation(at.clone()), x)
+        return found, pull(torch.ones_like(found))[0]
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
@@ -71,6 +74,7 @@ class ValueAndSlope(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
-        """Saves both."""
+        """Saves both, for derivatives in either mode."""
         del inputs
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)

@@ -66,6 +66,11 @@ class _SineAndCosine(ValueAndSlope):
         sine, cosine = ctx.saved_tensors
         return torch.addcmul(grads[0] * cosine, grads[1], sine, value=-1)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        sine, cosine = ctx.saved_tensors
+        return cosine * tangents[0], -sine * tangents[0]
+
 
 @rule_for(Sine)  # another forward would need another derivative too
 def _(module: Sine) -> LipschitzBound:

@@ -105,10 +105,18 @@ class _ValueAndSlope(ValueAndSlope):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
         value, slope = ctx.saved_tensors
-        sine, huber = _halves(value)
-        # The derivative of the slope: -sin u, and (1 + v^2)^(-3/2).
-        bend = torch.cat([-sine, (huber + 1).reciprocal().pow(3)], dim=1)
-        return torch.addcmul(grads[0] * slope, grads[1], bend)
+        return torch.addcmul(grads[0] * slope, grads[1], _bend(value))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        value, slope = ctx.saved_tensors
+        return slope * tangents[0], _bend(value) * tangents[0]
+
+
+def _bend(value: Tensor) -> Tensor:
+    """The derivative of the slope: -sin u, and (1 + v^2)^(-3/2)."""
+    sine, huber = _halves(value)
+    return torch.cat([-sine, (huber + 1).reciprocal().pow(3)], dim=1)
 
 
 @rule_for(SineHuber)

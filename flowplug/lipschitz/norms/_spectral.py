@@ -70,6 +70,7 @@ class _WithGradient(torch.autograd.Function):
         del output
         ctx.gradient = inputs[1]
         ctx.save_for_backward(*inputs[2:])
+        ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -78,6 +79,15 @@ class _WithGradient(torch.autograd.Function):
         if torch.is_grad_enabled():
             gradients = [ctx.gradient(*pair) for pair in zip(matrices, gradients, strict=True)]
         return None, None, *chain.from_iterable((g * x, None) for g, x in zip(grad.unbind(), gradients, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ANN401
+        changes, gradients = tangents[2::2], ctx.saved_tensors[1::2]
+        products = [
+            gradient.new_zeros((), dtype=gradient.real.dtype) if change is None else (gradient.conj() * change).real.sum()
+            for gradient, change in zip(gradients, changes, strict=True)
+        ]
+        return torch.stack(products)
 
 
 class SpectralNorm(OperatorNorm):
