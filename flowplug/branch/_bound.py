@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial, singledispatch, wraps
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
@@ -67,6 +67,12 @@ def dual_order(order: float) -> float:
     return 1.0 if math.isinf(order) else order / (order - 1)
 
 
+def outside_autocast(module: nn.Module) -> AbstractContextManager[Any]:
+    """In the precision of the weights, whatever a rule or a norm computes."""
+    parameter = next(module.parameters(), None)
+    return nullcontext() if parameter is None else full_precision(parameter)
+
+
 def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
 
@@ -74,14 +80,13 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     @torch.compiler.disable  # the dispatch cannot be compiled
     def bound(module: nn.Module) -> LipschitzBound:
         require_plain(module)
-        parameter = next(module.parameters(), None)
-        with nullcontext() if parameter is None else full_precision(parameter):
+        with outside_autocast(module):
             found = rules(module)
         if isinstance(found.value, Tensor) and found.value.is_meta:
             raise LipschitzError(
                 f"{type(module).__name__} has weights on the meta device, without values or a bound: load them first"
             )
-        constant = parameter is None and not isinstance(found.value, Tensor)
+        constant = not isinstance(found.value, Tensor) and next(module.parameters(), None) is None
         return found._replace(limit=min(found.limit, found.value)) if constant else found
 
     return cast(Rules, bound)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
-from flowplug.branch._bound import LipschitzBound, lipschitz_bound
+from flowplug.branch._bound import LipschitzBound, lipschitz_bound, outside_autocast
 from flowplug.branch._parts import require_plain
 
 
@@ -69,7 +69,8 @@ class Branch:
     def lipschitz_bound(self) -> LipschitzBound:
         """The bound of ``g`` from the weights of this pass as a number, measured and read once."""
         if self._lipschitz is None:
-            measured = self.certify()
+            with outside_autocast(self.g):
+                measured = self.certify()
             self._lipschitz = measured._replace(value=float(measured))
         return self._lipschitz
 

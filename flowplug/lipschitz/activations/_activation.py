@@ -68,13 +68,16 @@ def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ValueAndSlope(torch.autograd.Function):
-    """A function with its slope, each taken once: the backward pass needs no more than these two."""
+    """A function with its slope, each taken once: the backward pass needs no more than these two.
+
+    Without derivatives in forward mode, which `torch.compile` refuses in a class of this kind: under `torch.func`
+    activations leave theirs to autograd.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
-        """Saves both, for derivatives in either mode."""
+        """Saves both."""
         del inputs
         ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug.branch import LipschitzBound, rule_for
+from flowplug.branch import LipschitzBound, rule_for, transformed
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
 
@@ -50,6 +50,8 @@ class Sine(Activation):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\omega = 1`."""
+        if transformed():
+            return x.sin(), x.cos()
         value, slope = _SineAndCosine.apply(x)  # type: ignore[no-untyped-call]
         return value, slope
 
@@ -65,11 +67,6 @@ class _SineAndCosine(ValueAndSlope):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
         sine, cosine = ctx.saved_tensors
         return torch.addcmul(grads[0] * cosine, grads[1], sine, value=-1)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        sine, cosine = ctx.saved_tensors
-        return cosine * tangents[0], -sine * tangents[0]
 
 
 @rule_for(Sine)  # another forward would need another derivative too

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
-from flowplug.branch import LipschitzBound, rule_for
+from flowplug.branch import LipschitzBound, rule_for, transformed
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
 
@@ -64,6 +64,8 @@ class SineHuber(Activation):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\omega_i = 1`."""
+        if transformed():
+            return _value_and_slope(x)
         value, slope = _ValueAndSlope.apply(x)  # type: ignore[no-untyped-call]
         return value, slope
 
@@ -93,30 +95,27 @@ def _root(v: Tensor) -> Tensor:
     return torch.hypot(v, torch.ones_like(v))
 
 
-class _ValueAndSlope(ValueAndSlope):
+def _value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
     """Those of all channels at frequency 1."""
+    u, v = _halves(x)
+    root = _root(v)
+    return torch.cat([u.sin(), root - 1], dim=1), torch.cat([u.cos(), v / root], dim=1)
+
+
+class _ValueAndSlope(ValueAndSlope):
+    """The same, with its derivative."""
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        u, v = _halves(x)
-        root = _root(v)
-        return torch.cat([u.sin(), root - 1], dim=1), torch.cat([u.cos(), v / root], dim=1)
+        return _value_and_slope(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
         value, slope = ctx.saved_tensors
-        return torch.addcmul(grads[0] * slope, grads[1], _bend(value))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        value, slope = ctx.saved_tensors
-        return slope * tangents[0], _bend(value) * tangents[0]
-
-
-def _bend(value: Tensor) -> Tensor:
-    """The derivative of the slope: -sin u, and (1 + v^2)^(-3/2)."""
-    sine, huber = _halves(value)
-    return torch.cat([-sine, (huber + 1).reciprocal().pow(3)], dim=1)
+        sine, huber = _halves(value)
+        # The derivative of the slope: -sin u, and (1 + v^2)^(-3/2).
+        bend = torch.cat([-sine, (huber + 1).reciprocal().pow(3)], dim=1)
+        return torch.addcmul(grads[0] * slope, grads[1], bend)
 
 
 @rule_for(SineHuber)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ContextError, LipschitzError, ShapeError
+from flowplug._precision import full_precision
 from flowplug.branch import (
     Branch,
     BranchModule,
@@ -115,11 +116,18 @@ class LipschitzNetwork(BranchModule):
 
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
+        weights = [layer.weight for layer in self._layers()]
+        if not torch.is_autocast_enabled(weights[0].device.type):  # a context would break compiled graphs
+            return self._project(weights)
+        with full_precision(weights[0]):
+            return self._project(weights)
+
+    def _project(self, weights: list[Tensor]) -> list[Tensor]:
         if self._whole is not None:
-            return self._whole.project([layer.weight for layer in self._layers()], list(self.activations), self.bound)
+            return self._whole.project(weights, list(self.activations), self.bound)
         layers = self._limited()
         if all(_bounded_alike(layer, layers[0]) for layer in layers):
-            return layers[0].norm.project_all([layer.weight for layer in layers], layers[0].bound)
+            return layers[0].norm.project_all(weights, layers[0].bound)
         return [layer.bounded_weight() for layer in layers]
 
     def shifts(self, context: Tensor | None) -> list[Tensor]:
