@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowplug._errors import ShapeError
 from flowplug._noise import Noise, Replay, current_conditions
 from flowplug._transform import Transform
-from flowplug.branch import Branch, LipschitzBound, lipschitz_bound, require_contraction
+from flowplug.branch import Branch, LipschitzBound, Watch, lipschitz_bound, on_meta, require_contraction
 from flowplug.logdet import LogDet, Series, default_logdet
 from flowplug.solvers import Anderson, Solver, solve
 
@@ -67,7 +67,8 @@ class ResidualTransform(Transform):
             bounds the memory of sampling and testing, whatever the batch; at least 1.
 
     Raises:
-        LipschitzError: The bound of g is unknown, or not below 1 (at construction, in eval mode and in `inverse`).
+        LipschitzError: The bound of g is unknown, or not below 1: at construction, in eval mode and in `inverse`; in
+            train mode too, looked at now and then, where nothing keeps it below 1 (`UnboundedBranchWarning`).
         ShapeError: ``event_dim`` contradicts ``g.event_shape``, or g changes the shape of its input.
         NotConverged: The inverse did not converge.
         ValueError: ``chunk_size`` is below 1.
@@ -97,11 +98,13 @@ class ResidualTransform(Transform):
     ) -> None:
         super().__init__()
         self.g = g
-        lipschitz = self.lipschitz
-        require_contraction(type(g).__name__, lipschitz)
-        for estimator in (logdet, eval_logdet):
-            if isinstance(estimator, Series):
-                estimator.check(lipschitz)
+        self._watch = Watch()
+        if not on_meta(g):
+            lipschitz = self.lipschitz
+            self._watch.require_contraction(type(g).__name__, lipschitz)
+            for estimator in (logdet, eval_logdet):
+                if isinstance(estimator, Series):
+                    estimator.check(lipschitz)
         if chunk_size < 1:
             raise ValueError(f"ResidualTransform(chunk_size=...) must be at least 1; got {chunk_size}")
         self.chunk_size = chunk_size
@@ -135,8 +138,8 @@ class ResidualTransform(Transform):
     @_outside_inference_mode
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
-            if not self.training:
-                require_contraction(type(self.g).__name__, branch.lipschitz_bound())
+            if not self.training or self._watch.due():
+                self._watch.require_contraction(type(self.g).__name__, branch.lipschitz_bound())
             gx, ladj = self._evaluate(branch, rows, noise)
             return rows + gx, ladj
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import flowplug as fp
 from cases import small_mlp
-from helpers import BRANCHES, Matrix, Scale, assert_all_close, event, sequential, value_and_gradients
+from helpers import BRANCHES, UNTRAINED, Matrix, Scale, assert_all_close, event, sequential, value_and_gradients
 
 
 @pytest.mark.parametrize("make", [fp.Krylov, fp.PowerSeries])
@@ -111,7 +111,7 @@ def test_random_modules_are_refused():
         def forward(self, x):
             return super().forward(nn.functional.dropout(x))
 
-    fp.lipschitz_bound.register(Noisy, lambda module: fp.LipschitzBound(0.5))
+    fp.lipschitz_bound.register(Noisy, lambda module: fp.LipschitzBound(0.5, limit=UNTRAINED))
     transform = fp.ResidualTransform(Noisy(0.2 * torch.eye(3)), logdet=fp.Krylov(gradient=fp.Recompute()))
     with pytest.raises(fp.LipschitzError, match=r"g = Noisy draws random numbers"):
         transform(torch.randn(4, 3))
