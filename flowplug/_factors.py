@@ -27,10 +27,11 @@ class Factors(NamedTuple):
     logabsdet: Tensor
     condition: Tensor
 
-    def solve(self, rows: Tensor) -> Tensor:
-        """The solutions ``x: (B, D)`` of ``W x = y`` for the rows ``y: (B, D)``, in their dtype."""
+    def solve(self, rows: Tensor, *, adjoint: bool = False) -> Tensor:
+        """The solutions ``x: (B, D)`` of ``W x = y``, or of ``W^T x = y``, for the rows ``y: (B, D)``, in their dtype."""
         with full_precision(self.lu):
-            solution: Tensor = torch.linalg.lu_solve(self.lu, self.pivots, rows.to(self.lu.dtype).T).T
+            rows_t = rows.to(self.lu.dtype).T
+            solution: Tensor = torch.linalg.lu_solve(self.lu, self.pivots, rows_t, adjoint=adjoint).T
         return solution.to(rows.dtype)
 
 

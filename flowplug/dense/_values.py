@@ -3,6 +3,29 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
+
+class Kept:
+    """A value of log|det W| that serves passes after the one it was computed for.
+
+    Attributes:
+        value: The value.
+        age: How many passes it has served.
+    """
+
+    def __init__(self, weight: Tensor, value: Tensor) -> None:
+        self.value, self.age = value, 1
+        self._weight, self._copy = weight, weight.detach().clone()
+        self._reach = torch.linalg.vector_norm(self._copy) / 2
+
+    @torch.no_grad()
+    def serves(self, weight: Tensor) -> bool:
+        """Whether W is the same parameter, and nearer to where it was than any few steps would take it."""
+        if weight is not self._weight or (weight.dtype, weight.device) != (self._copy.dtype, self._copy.device):
+            return False
+        return bool(torch.dist(weight, self._copy) <= self._reach)
 
 class DenseValue(Protocol):
     """Decides when the value is computed anew.
@@ -33,6 +56,9 @@ class ExactValue:
 @dataclass(frozen=True)
 class Deferred:
     """Every so many forward passes in train mode, for large D; the loss shows an old value in between.
+
+    An old value ends before its time where W has moved by half its norm (Frobenius) since, and with `load_state_dict`,
+    ``to()``, a change between train and eval mode, or another tensor in the place of W.
 
     Args:
         every: Number of forward passes that share one value, at least 1.
