@@ -91,6 +91,26 @@ class AffineMap(torch.autograd.Function):
         return over_matrices(AffineMap, info, in_dims, operands, matrices=2)
 
 
+class PlainAffineMap(AffineMap):
+    """The same outside torch.func: to bind its arguments there takes a good part of a small step."""
+
+    @staticmethod
+    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """As there."""
+        output = AffineMap.forward(*operands)
+        AffineMap.setup_context(ctx, operands, output)
+        return output
+
+    setup_context = staticmethod(torch.autograd.Function.setup_context)
+
+
+def affine(*operands: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """`AffineMap` of its arguments."""
+    function = AffineMap if torch._C._are_functorch_transforms_active() else PlainAffineMap
+    found: tuple[Tensor, Tensor] = function.apply(*operands)  # type: ignore[no-untyped-call]
+    return found
+
+
 class Solution(torch.autograd.Function):
     """The solutions of ``W x = r``, or of ``W^T x = r``, from the factors of W; differentiable as often as one likes.
 
@@ -197,8 +217,8 @@ def over_matrices(
         rows = rows.movedim(in_dims[0], 0)
         found = function.apply(rows.flatten(0, 1), *operands[1:])  # type: ignore[no-untyped-call]
         if isinstance(found, Tensor):
-            return found.unflatten(0, rows.shape[:2]), 0
-        return tuple(part.unflatten(0, rows.shape[:2]) for part in found), 0
+            return found.reshape(*rows.shape[:2], *found.shape[1:]), 0
+        return tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in found), 0
     found = []
     for i in range(info.batch_size):
         chosen = (part if dim is None else part.select(dim, i) for part, dim in zip(operands, in_dims, strict=True))
@@ -208,11 +228,11 @@ def over_matrices(
     return tuple(map(torch.stack, zip(*found, strict=True))), 0
 
 
-def once(value: Tensor, *inputs: Tensor) -> Tensor:
+def once(value: Tensor, *inputs: Tensor, name: str = "DenseTransform") -> Tensor:
     """The value; where a graph is built, one that refuses to be differentiated by any of the inputs."""
     if not torch.is_grad_enabled():
         return value
-    refusing: Tensor = Once.apply(value, *inputs)  # type: ignore[no-untyped-call]
+    refusing: Tensor = Once.apply(value, name, *inputs)  # type: ignore[no-untyped-call]
     return refusing
 
 
@@ -222,26 +242,27 @@ class Once(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(value: Tensor, name: str, *inputs: Tensor) -> Tensor:
         """The value."""
-        del inputs
+        del name, inputs
         return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ANN401
-        """Keeps nothing."""
-        ctx.set_materialize_grads(False)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        """Keeps the name."""
+        del output
+        ctx.name = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """Refuses."""
         raise SecondDerivativeError(
-            "DenseTransform is differentiable once in W and b: the relative gradient is no gradient that could be "
+            f"{ctx.name} is differentiable once in W and b: the relative gradient is no gradient that could be "
             "differentiated; differentiate twice by inputs only, or call autograd without create_graph=True"
         )
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:  # noqa: ANN401
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ANN401
         """Refuses as well."""
         Once.backward(ctx)
         raise NotImplementedError

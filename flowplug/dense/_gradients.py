@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from flowplug._precision import at_least_single
+
 
 class Affine(NamedTuple):
     """One evaluation of ``y = W x + b`` and the gradients that came back to it.
@@ -112,7 +114,7 @@ class Euclidean:
 
     def __call__(self, affine: Affine) -> tuple[Tensor, Tensor]:
         """``(D, D)`` and ``(D,)``."""
-        inverse: Tensor = torch.linalg.inv(affine.weight)
+        inverse: Tensor = torch.linalg.inv(at_least_single(affine.weight)).to(affine.weight.dtype)
         return affine.delta.T @ affine.x + affine.by_ladj * inverse.T, affine.delta.sum(0)
 
     def precondition(self, gradient: Tensor, matrix: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from flowplug._precision import at_least_single
 from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
-from flowplug.dense._affine import AffineMap, LogAbsDet, solve
+from flowplug.dense._affine import LogAbsDet, affine, solve
+from flowplug.dense._arguments import elementwise, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._values import DenseValue, ExactValue, Kept
 
@@ -28,7 +29,7 @@ class DenseTransform(Transform):
     per-sample weights, and the ordinary gradient in that of x. With the default it costs vector-matrix products only,
     :math:`O(D^2)` per sample. It is linear in the batch: gradient accumulation and the average over the ranks of
     DistributedDataParallel are those of the whole batch. Beside a frozen W or b, the other follows its own gradient
-    alone. Through `inverse`, gradients are the ordinary ones.
+    alone. Through `inverse`, and in forward mode, derivatives are the ordinary ones.
 
     Reference: Gresele, Fissore, Javaloy, Schölkopf, Hyvärinen, "Relative gradient optimization of the Jacobian term in
     unsupervised deep learning", NeurIPS 2020.
@@ -42,9 +43,13 @@ class DenseTransform(Transform):
         init: Fills W in place: `torch.nn.init.orthogonal_`, `ScaledIdentity`, ... `whiten` starts from data instead.
 
     Raises:
-        ShapeError: ``features`` is below 1, or an input has another width.
+        ShapeError: ``features`` is not a whole number of at least 1, the activation is not for vectors of that width,
+            or an input has another.
+        ContextError: The activation wants a context.
+        TypeError: The activation is no transform, or a strategy is a class, or has not the methods it needs.
         SingularMatrixError: W is singular to working precision.
-        SecondDerivativeError: A derivative is differentiated by W or b, as in score matching; by x it may be.
+        SecondDerivativeError: A derivative is differentiated by W or b, as in score matching, or one by W or b by
+            anything; one by x may be differentiated by x.
 
     Example:
         >>> flow = ComposedTransform(DenseTransform(2), DenseTransform(2, activation=None))
@@ -64,11 +69,13 @@ class DenseTransform(Transform):
         init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
         super().__init__()
-        if features < 1:
-            raise ShapeError(f"{type(self).__name__} needs at least 1 feature or channel; got {features}")
+        name = type(self).__name__
+        features = whole(f"{name}(features), the number of features or channels,", features)
+        elementwise(name, activation, features)
+        strategy(f"{name}(gradient)", gradient, "__call__", "precondition")
+        strategy(f"{name}(value)", value, "due")
         self.event_shape = (features, *[None] * (self.event_dim - 1))
-        self.weight = nn.Parameter(torch.empty(features, features))
-        init(self.weight)
+        self.weight = nn.Parameter(started(name, init, features))
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
         self.activation, self.gradient, self.value = activation, gradient, value
         self._factorization = Factorization()
@@ -98,7 +105,7 @@ class DenseTransform(Transform):
             >>> transform = DenseTransform(2, activation=None)
             >>> transform.whiten(3 + torch.randn(1000, 2))
         """
-        rows = self._vectors(self._check(x, None)[0]).to(self.weight.dtype)
+        rows = at_least_single(self._vectors(self._check(x, None)[0]).to(self.weight.dtype))
         if self.bias is None or len(rows) < 2:
             raise ShapeError(
                 f"whiten needs a transform with bias, and two rows or more; got bias={self.bias is not None} and "
@@ -113,11 +120,11 @@ class DenseTransform(Transform):
                 "rows that are not all equal"
             )
         self.weight.copy_(directions * scales @ directions.T)
-        self.bias.copy_(-self.weight @ mean)
+        self.bias.copy_(-self.weight.to(mean.dtype) @ mean)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        y, ladj = AffineMap.apply(rows, recordable(self.weight), self._shift(), self._logabsdet, self.gradient)  # type: ignore[no-untyped-call]
+        y, ladj = affine(rows, recordable(self.weight), self._shift(), self._logabsdet, self.gradient)
         y, ladj = y.reshape(x.shape), ladj.reshape(x.shape[:-1])
         if self.activation is None:
             return y, ladj
@@ -173,11 +180,11 @@ class DenseTransform(Transform):
 
     def _apply(self, *args: Any, **keywords: Any) -> DenseTransform:  # noqa: ANN401
         self._kept = None
-        return super()._apply(*args, **keywords)  # type: ignore[no-untyped-call, no-any-return]
+        return super()._apply(*args, **keywords)  # type: ignore[no-untyped-call,no-any-return]
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:  # noqa: ANN401
         self._kept = None
-        super()._load_from_state_dict(*args, **keywords)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*args, **keywords)
 
     def extra_repr(self) -> str:
         """Names width and strategies."""

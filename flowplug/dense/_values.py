@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flowplug.dense._arguments import whole
+
 
 class Kept:
     """A value of log|det W| that serves passes after the one it was computed for.
@@ -26,6 +28,7 @@ class Kept:
         if weight is not self._weight or (weight.dtype, weight.device) != (self._copy.dtype, self._copy.device):
             return False
         return bool(torch.dist(weight, self._copy) <= self._reach)
+
 
 class DenseValue(Protocol):
     """Decides when the value is computed anew.
@@ -64,7 +67,7 @@ class Deferred:
         every: Number of forward passes that share one value, at least 1.
 
     Raises:
-        ValueError: ``every`` is below 1.
+        ShapeError: ``every`` is not a whole number of at least 1.
 
     Example:
         >>> transform = DenseTransform(3, value=Deferred(every=100))
@@ -73,8 +76,7 @@ class Deferred:
     every: int = 100
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"Deferred(every=...) must be at least 1; got {self.every}")
+        whole("Deferred(every)", self.every)
 
     def due(self, age: int) -> bool:
         """Every ``every`` passes."""
