@@ -45,5 +45,9 @@ class SecondDerivativeError(FlowplugError, RuntimeError):
     """A derivative was asked for that is only available to first order."""
 
 
+class VmapError(FlowplugError, RuntimeError):
+    """Something whose steps depend on the values of its rows was called inside `torch.func.vmap`."""
+
+
 class InfiniteVarianceWarning(UserWarning):
     """A log-det estimate may have infinite variance: its mean is right, but no average of draws settles."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
+from flowplug._reading import transformed
 from flowplug.branch._bound import LipschitzBound, lipschitz_bound
 
 
@@ -129,13 +130,20 @@ class AutogradLinearization(Linearization):
     def __init__(self, branch: Branch, x: Tensor) -> None:
         self._branch, self._at = branch, x
         with torch.enable_grad():
-            # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the
-            # caller's tensor is not marked.
-            self._x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            self.y = branch(self._x).to(x.dtype)  # autocast lowers it
+            if transformed():
+                self.y, self._products = torch.func.vjp(branch, x)  # type: ignore[misc]
+            else:
+                # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the
+                # caller's tensor is not marked.
+                self._x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+                self.y = branch(self._x).to(x.dtype)  # autocast lowers it
 
     def vjp(self, v: Tensor, *, create_graph: bool = False, batched: bool = False) -> Tensor:
         """The products for ``v: (B, *event)``, or for a stack ``(K, B, *event)`` when ``batched``."""
+        if transformed():
+            products = torch.vmap(self._products) if batched else self._products
+            product: Tensor = products(v)[0]
+            return product if create_graph else product.detach()
         return torch.autograd.grad(
             self.y,
             self._x,
