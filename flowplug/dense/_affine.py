@@ -11,7 +11,7 @@ from torch import Tensor
 from flowplug._errors import SecondDerivativeError
 from flowplug._factors import Factors
 from flowplug._precision import at_least_single, full_precision
-from flowplug.dense._gradients import Affine, DenseGradient
+from flowplug.dense._gradients import Affine, DenseGradient, under_torch_func
 
 
 class AffineMap(torch.autograd.Function):
@@ -44,7 +44,7 @@ class AffineMap(torch.autograd.Function):
         """The ordinary gradient of x, and the directions of W and b."""
         weight, bias, x, y = ctx.saved_tensors
         delta, by_ladj = grads
-        # Zeros are made of what is there, so that they have its vmap dimensions: directions are added up in place.
+        # Zeros are made of what is there, so that they are batched where it is: directions are added up in place.
         if delta is None:
             if by_ladj is None:
                 return None, None, None, None, None
@@ -106,7 +106,7 @@ class PlainAffineMap(AffineMap):
 
 def affine(*operands: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     """`AffineMap` of its arguments."""
-    function = AffineMap if torch._C._are_functorch_transforms_active() else PlainAffineMap
+    function = AffineMap if under_torch_func() else PlainAffineMap
     found: tuple[Tensor, Tensor] = function.apply(*operands)  # type: ignore[no-untyped-call]
     return found
 
