@@ -124,7 +124,7 @@ class DenseTransform(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        y, ladj = affine(rows, recordable(self.weight), self._shift(), self._logabsdet, self.gradient)
+        y, ladj = affine(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
         y, ladj = y.reshape(x.shape), ladj.reshape(x.shape[:-1])
         if self.activation is None:
             return y, ladj
@@ -135,7 +135,7 @@ class DenseTransform(Transform):
         other: Tensor | float = 0.0
         if self.activation is not None:
             y, other = self.activation.inverse(y, context)
-        weight = recordable(self.weight)
+        weight = self.weight
         rows = solve(y.reshape(-1, y.shape[-1]) - self._shift(), weight, self._factors)
         logabsdet = LogAbsDet.apply(weight, self._factors)  # type: ignore[no-untyped-call]
         return rows.reshape(y.shape), other - logabsdet.expand(y.shape[:-1])
@@ -145,7 +145,7 @@ class DenseTransform(Transform):
         return x.reshape(-1, x.shape[-1])
 
     def _shift(self) -> Tensor:
-        return self.weight.new_zeros(len(self.weight)) if self.bias is None else recordable(self.bias)
+        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
 
     def _logabsdet(self, weight: Tensor) -> Tensor:
         """log|det W|, a constant; in train mode one that `value` may keep."""
@@ -202,8 +202,3 @@ def require_invertible(transform: Transform, condition: Tensor) -> None:
             f"the matrix of {_name(transform)} is singular to working precision: its condition number is "
             f"{float(condition):.3g}"
         )
-
-
-def recordable(parameter: Tensor) -> Tensor:
-    """The parameter; a copy of one made in inference mode, which autograd does not save."""
-    return parameter.clone() if parameter.is_inference() and torch.is_grad_enabled() else parameter
