@@ -77,7 +77,7 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
 
     @wraps(rules)  # with its ``register``
-    @torch.compiler.disable  # the dispatch cannot be compiled
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the dispatch cannot be compiled
     def bound(module: nn.Module) -> LipschitzBound:
         require_plain(module)
         with outside_autocast(module):
@@ -87,7 +87,7 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
                 f"{type(module).__name__} has weights on the meta device, without values or a bound: load them first"
             )
         constant = not isinstance(found.value, Tensor) and next(module.parameters(), None) is None
-        return found._replace(limit=min(found.limit, found.value)) if constant else found
+        return found._replace(limit=min(found.limit, float(found))) if constant else found
 
     return cast(Rules, bound)
 

@@ -48,7 +48,7 @@ class Watch:
                 stacklevel=3,
             )
 
-    @torch.compiler.disable  # a number that changes with every pass would be compiled anew
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number would be compiled anew in every pass
     def _count(self) -> bool:
         self._passes += 1
         return self._passes % _EVERY == 0 or (self._passes < _EVERY and self._passes.bit_count() == 1)

@@ -8,7 +8,7 @@ from torch import nn
 
 import flowplug as fp
 from cases import small_mlp
-from helpers import UNTRAINED, BRANCHES, Matrix, Scale, assert_all_close, event, sequential, value_and_gradients
+from helpers import BRANCHES, UNTRAINED, Matrix, Scale, assert_all_close, event, sequential, value_and_gradients
 
 
 @pytest.mark.parametrize("make", [fp.Krylov, fp.PowerSeries])

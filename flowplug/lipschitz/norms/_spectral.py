@@ -93,7 +93,9 @@ class _WithTangent(_WithGradient):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ANN401
         changes, gradients = tangents[2::2], ctx.saved_tensors[1::2]
         products = [
-            gradient.new_zeros((), dtype=gradient.real.dtype) if change is None else (gradient.conj() * change).real.sum()
+            gradient.new_zeros((), dtype=gradient.real.dtype)
+            if change is None
+            else (gradient.conj() * change).real.sum()
             for gradient, change in zip(gradients, changes, strict=True)
         ]
         return torch.stack(products)
