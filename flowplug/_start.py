@@ -132,7 +132,8 @@ class FromData(nn.Module, abc.ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401 -- torch's
         if f"{prefix}initialized" in state_dict:
-            state_dict[f"{prefix}started"] = state_dict.pop(f"{prefix}initialized").to(self.started.dtype)
+            dtype = state_dict[f"{prefix}mean"].dtype
+            state_dict[f"{prefix}started"] = state_dict.pop(f"{prefix}initialized").to(dtype)
             self._upgrade(state_dict, prefix)
         self._over, self._warned = None, False
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -135,6 +135,19 @@ def test_one_truth_whatever_is_written(write):
     follows(whitening, x)
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_change_is_seen_in_whatever_units(row):
+    whitening, x = fp.Whitening(2), torch.randn(200, 2) * torch.tensor([1e-12, 1e12])
+    ladj = whitening(x)[1]
+    whitening.weight.data[row] *= 3
+    torch.testing.assert_close(whitening(x)[1], ladj + np.log(3))
+    torch.testing.assert_close(whitening.inverse(whitening(x)[0])[0][:, row], x[:, row], atol=0, rtol=1e-2)
+    whitening.weight.data[:, 1 - row] = 0.5 * whitening.weight.data[:, row]  # no change of the largest in this row
+    whitening.weight.data[1 - row, 1 - row] *= -3
+    wanted = torch.linalg.slogdet(whitening.weight.double() * torch.tensor([[1e-12], [1e12]]).double()).logabsdet
+    torch.testing.assert_close(whitening(x)[1][0].double(), wanted, atol=1e-5, rtol=0)
+
+
 @pytest.mark.usefixtures("users_defaults")
 def test_autocast_costs_no_digits():
     whitening, x = fp.Whitening(4), 1e3 + data(200)
