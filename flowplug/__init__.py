@@ -14,6 +14,8 @@ from flowplug._errors import NotConverged as NotConverged
 from flowplug._errors import SecondDerivativeError as SecondDerivativeError
 from flowplug._errors import ShapeError as ShapeError
 from flowplug._errors import SingularMatrixError as SingularMatrixError
+from flowplug._errors import UnboundedBranchWarning as UnboundedBranchWarning
+from flowplug._errors import VmapError as VmapError
 from flowplug._noise import Noise as Noise
 from flowplug._noise import fixed_noise as fixed_noise
 from flowplug._noise import no_logdet as no_logdet

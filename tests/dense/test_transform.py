@@ -149,5 +149,7 @@ def test_autocast(make, event, gradient):
 
 
 def test_no_features():
-    with pytest.raises(ValueError, match="at least 1 feature or channel; got 0"):
+    with pytest.raises(
+        ValueError, match="the number of features or channels, must be a whole number, at least 1; got 0"
+    ):
         fp.DenseTransform(0)

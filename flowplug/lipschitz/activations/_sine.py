@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._reading import transformed
 from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
@@ -50,6 +51,8 @@ class Sine(Activation):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\omega = 1`."""
+        if transformed():
+            return x.sin(), x.cos()
         value, slope = _SineAndCosine.apply(x)  # type: ignore[no-untyped-call]
         return value, slope
 
@@ -69,4 +72,4 @@ class _SineAndCosine(ValueAndSlope):
 
 @rule_for(Sine)  # another forward would need another derivative too
 def _(module: Sine) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)
