@@ -171,11 +171,11 @@ CORE = {
     "CircularConv2d bare": Row(
         lambda **k: fp.CircularConv2d(2, gradient=fp.Euclidean(), **k),
         event=(2, 3, 4),
-        exempt=("gradient of the ladj",),
+        exempt=REFUSED_TWICE,
     ),
     "Dense Deferred": Row(
         lambda **k: fp.DenseTransform(3, gradient=fp.Euclidean(), value=fp.Deferred(9), **k),
-        exempt=("gradient of the ladj",),
+        exempt=REFUSED_TWICE,
     ),
     "Krylov": Row(using(fp.Krylov())),
     "Krylov context": Row(lambda **k: using(fp.Krylov())(context_features=2, **k), context=2),
