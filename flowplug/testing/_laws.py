@@ -16,7 +16,7 @@ class Law:
     Attributes:
         check: The function; its docstring states the law.
         needs: What a way of running must have, of "gradients", "two derivatives", "autograd.grad", "precision",
-            "copies", "batches", "casts", "cheap".
+            "copies", "batches", "casts", "memory", "cheap".
         only_eager: The reason why the law is checked eagerly only, or nothing.
         applies: Whether there is anything to check, and the reason to give where there is not.
     """
@@ -46,7 +46,7 @@ _BOUNDED = (_bound.has_a_bound, "no residual transform is inside")
 
 LAWS: dict[str, Law] = {
     "shape and dtype": Law(_protocol.keeps_shape_and_dtype, ("cheap", "batches", "casts")),
-    "inputs left alone": Law(_protocol.leaves_inputs_alone, ("cheap",)),
+    "inputs left alone": Law(_protocol.leaves_inputs_alone, ("cheap", "memory")),
     "layouts": Law(_protocol.takes_any_layout, ("cheap", "batches", "precision")),
     "scales": Law(_protocol.takes_any_scale, ("cheap", "precision")),
     "round trip": Law(_inverse.inverts, ("cheap", "precision")),

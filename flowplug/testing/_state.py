@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowplug._errors import FlowplugError
 from flowplug._noise import fixed_noise
-from flowplug.testing._case import Case, directions, inner, leaves, whole
+from flowplug.testing._case import Case, Direction, directions, inner, leaves, whole
 from flowplug.testing._comparison import require
 from flowplug.testing._routes import LOADS, ROUTES
 
@@ -22,7 +22,8 @@ def runs_as_eagerly(case: Case) -> None:
     In train and eval mode, forward and inverse, with and without a graph, with the same noise, and again after the
     weights were changed in place. By it the statistical laws, which are checked eagerly, hold in every way of running.
     Under autocast this holds for the inverse, its ladj and their gradients; the forward pass has the precision of its
-    dtype. On another device, whose generators draw other numbers, it holds for what does not depend on noise.
+    dtype. A direction that is refused by name in a way is left out. On another device, whose generators draw other
+    numbers, it holds for what does not depend on noise.
     """
     transform = case.build(training=True)
     graphs = "gradients" not in case.way.lacks
@@ -137,30 +138,46 @@ def _statistics(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _numbers(transform: Any, case: Case, *, graphs: bool) -> dict[str, Tensor]:  # noqa: ANN401
-    """What a transform gives: outputs, ladjs and gradients by name, with the same noise each time it is asked."""
+    """What a transform gives: outputs, ladjs and gradients by name, with the same noise each time it is asked.
+
+    A direction that the transform refuses by name in this way of running is left out; not both.
+    """
     found: dict[str, Tensor] = {}
-    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+    refused: list[Exception] = []
     for training in (True, False):
         transform.train(training)
         for direction, call in directions(transform):
             key = f"{direction} in {'train' if training else 'eval'} mode"
-            # Here, where what is sharded is so: after a pass, the whole parameters would be emptied instead.
-            transform.zero_grad(set_to_none=True)
-            with _same_draws(case.x), mode():
-                output, ladj = call(case.x, case.context)
-            found |= {f"{key}, no graph: output": output, f"{key}, no graph: ladj": ladj}
-            if not graphs:
-                continue
-            x, context = leaves(case)
-            with _same_draws(case.x):
-                output, ladj = call(x, context)
-                found |= {f"{key}: output": output.detach(), f"{key}: ladj": ladj.detach()}
-                weights = torch.linspace(0.5, 1.5, len(x), dtype=x.dtype, device=x.device)
-                torch.autograd.backward((output.flatten(1).sin().sum(1) + ladj) @ weights)
-            by = {**dict(inner(transform).named_parameters()), "the input": x}
-            for name, leaf in by.items() if context is None else {**by, "the context": context}.items():
-                gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-                found[f"{key}: gradient of {name}"] = whole(gradient.detach()).clone()
+            try:
+                found |= _numbers_of(transform, call, key, case, graphs=graphs)
+            except FlowplugError as error:
+                if type(error).__name__ not in case.way.refuses:
+                    raise
+                refused.append(error)
+    if not found:
+        raise refused[0]
+    return found
+
+
+def _numbers_of(transform: Any, call: Direction, key: str, case: Case, *, graphs: bool) -> dict[str, Tensor]:  # noqa: ANN401
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+    # Here, where what is sharded is so: after a pass, the whole parameters would be emptied instead.
+    transform.zero_grad(set_to_none=True)
+    with _same_draws(case.x), mode():
+        output, ladj = call(case.x, case.context)
+    found = {f"{key}, no graph: output": output, f"{key}, no graph: ladj": ladj}
+    if not graphs:
+        return found
+    x, context = leaves(case)
+    with _same_draws(case.x):
+        output, ladj = call(x, context)
+        found |= {f"{key}: output": output.detach(), f"{key}: ladj": ladj.detach()}
+        weights = torch.linspace(0.5, 1.5, len(x), dtype=x.dtype, device=x.device)
+        torch.autograd.backward((output.flatten(1).sin().sum(1) + ladj) @ weights)
+    by = {**dict(inner(transform).named_parameters()), "the input": x}
+    for name, leaf in by.items() if context is None else {**by, "the context": context}.items():
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        found[f"{key}: gradient of {name}"] = whole(gradient.detach()).clone()
     return found
 
 

@@ -246,7 +246,15 @@ WAYS: dict[str, Way] = {
         lacks={**_WRAPPED, "two derivatives": "the harness takes the derivative of torch.func once"},
         refuses=("VmapError",),
     ),
-    "vmap": Way(_by_rows, lacks={**_WRAPPED, "batches": "vmap maps over one batch dimension"}, refuses=("VmapError",)),
+    "vmap": Way(
+        _by_rows,
+        lacks={
+            **_WRAPPED,
+            "batches": "vmap maps over one batch dimension",
+            "memory": "vmap itself expands what is the same for all rows",
+        },
+        refuses=("VmapError",),
+    ),
     "anomaly mode": Way(around=partial(torch.autograd.set_detect_anomaly, mode=True)),
     "checkpointed": Way(_checkpointed, lacks=_WRAPPED),
     "DDP": Way(_data_parallel, around=_one_process, unavailable=_distributed, lacks=_MOVED),
