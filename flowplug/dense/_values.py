@@ -18,9 +18,11 @@ class Kept:
     """
 
     def __init__(self, weight: Tensor, value: Tensor) -> None:
-        self.value, self.age = value, 1
-        self._weight, self._copy = weight, weight.detach().clone()
-        self._reach = torch.linalg.vector_norm(self._copy) / 2
+        # What is found in inference mode must serve outside it.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self.value, self.age = value.clone(), 1
+            self._weight, self._copy = weight, weight.detach().clone()
+            self._reach = torch.linalg.vector_norm(self._copy) / 2
 
     @torch.no_grad()
     def serves(self, weight: Tensor) -> bool:
