@@ -62,14 +62,14 @@ class Elementwise(Transform):
         low, high = torch.minimum(gap / most, gap / least), torch.maximum(gap / most, gap / least)
         largest, epsilon = torch.finfo(y.dtype).max, torch.finfo(y.dtype).eps
         low, high = low.clamp(min=-largest), high.clamp(max=largest)
-        x = low + (high - low) / 2
+        x = torch.lerp(low, high, 0.5)  # unlike their sum, it does not overflow
         for _ in range(self.max_steps):
             error = self.value(x) - y
             low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
             step = x - error / self.slope(x)
             small = error.abs() <= 2 * epsilon * (1 + y.abs())
             # A solution at an end of the bracket may be stepped past by rounding.
-            following = torch.where(((step >= low) & (step <= high)) | small, step, low + (high - low) / 2)
+            following = torch.where((step.clamp(low, high) == step) | small, step, torch.lerp(low, high, 0.5))
             done = small | ((following - x).abs() <= 4 * epsilon * (1 + x.abs()))
             x = following
             if done.all():
