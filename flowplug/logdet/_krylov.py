@@ -191,7 +191,8 @@ def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tenso
     Gauss-Legendre by the eigenvalues of its Jacobi matrix (Golub, Welsch 1969), in s with t = 1 - s^2, which moves the
     nodes to t = 1, near which integrands of strong contractions are steep.
     """
-    with torch.inference_mode(mode=False):  # else what is kept from there could not be differentiated later
+    # What is kept from inference mode could not be differentiated later. Dynamo does not know the keyword.
+    with torch.inference_mode(False):  # noqa: FBT003
         return _rules(dtype, device)
 
 
