@@ -7,6 +7,7 @@ Works for flowplug transforms, for their adapters, and for your own: anything wi
 import copy
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from flowplug._comparison import ConformanceError as ConformanceError
 from flowplug._comparison import deviation, require, require_close
 from flowplug._comparison import z_test as z_test
-from flowplug._errors import NotConverged
+from flowplug._errors import NotConverged, StartWarning
 from flowplug._noise import no_logdet
 from flowplug._residual import ResidualTransform
+from flowplug._start import starting
 from flowplug.branch import Branch
 from flowplug.lipschitz import InducedNorm
 
@@ -41,9 +43,10 @@ class Case:
     draws: int = 400
 
     def build(self, *, training: bool) -> Any:  # noqa: ANN401 -- a host's module
-        """A fresh transform, past its data-dependent initialisation."""
+        """A fresh transform, started from data where it does that."""
         transform: Any = self.make().to(self.x.device, self.x.dtype).train()
-        with torch.no_grad():
+        with warnings.catch_warnings(), starting(transform):
+            warnings.simplefilter("ignore", StartWarning)
             transform(self.x, self.context)
         return transform.train(training)
 

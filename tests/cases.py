@@ -155,6 +155,15 @@ CORE = {
         event=(2, 3, 4),
         exempt=("gradient of the ladj",),
     ),
+    "CircularConv2d bare": Row(
+        lambda **k: fp.CircularConv2d(2, gradient=fp.Euclidean(), **k),
+        event=(2, 3, 4),
+        exempt=("gradient of the ladj",),
+    ),
+    "Dense Deferred": Row(
+        lambda **k: fp.DenseTransform(3, gradient=fp.Euclidean(), value=fp.Deferred(9), **k),
+        exempt=("gradient of the ladj",),
+    ),
     "Krylov": Row(using(fp.Krylov())),
     "Krylov context": Row(lambda **k: using(fp.Krylov())(context_features=2, **k), context=2),
     "Krylov d=1": Row(lambda **k: using(fp.Krylov())(event=1, **k), event=(1,)),

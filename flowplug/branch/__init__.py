@@ -12,7 +12,6 @@ from flowplug.branch._bound import rule_for as rule_for
 from flowplug.branch._branch import Branch as Branch
 from flowplug.branch._branch import BranchModule as BranchModule
 from flowplug.branch._branch import Linearization as Linearization
-from flowplug.branch._branch import transformed as transformed
 from flowplug.branch._parts import require_plain as require_plain
 from flowplug.branch._torch_rules import SWISH_SLOPE as SWISH_SLOPE
 from flowplug.branch._watch import Watch as Watch

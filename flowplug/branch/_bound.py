@@ -85,9 +85,7 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
 def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
 
-    @wraps(rules)  # with its ``register``
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the dispatch cannot be compiled
-    def bound(module: nn.Module) -> LipschitzBound:
+    def checked(module: nn.Module) -> LipschitzBound:
         require_plain(module)
         with outside_autocast(module):
             found = rules(module)
@@ -97,7 +95,15 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
             )
         if found.limit < math.inf or isinstance(found.value, Tensor) or _first_parameter(module) is not None:
             return found
-        return found._replace(limit=found.value)
+        return found._replace(limit=found.value)  # a constant
+
+    @wraps(rules)  # with its ``register``
+    def bound(module: nn.Module) -> LipschitzBound:
+        if not torch.compiler.is_compiling():
+            return checked(module)
+        # The dispatch cannot be compiled; no decorator, which would import the compiler.
+        found: LipschitzBound = torch.compiler.disable(checked)(module)  # type: ignore[no-untyped-call]
+        return found
 
     return cast(Rules, bound)
 

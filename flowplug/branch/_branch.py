@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
+from flowplug._reading import transformed
 from flowplug.branch._bound import LipschitzBound, lipschitz_bound, outside_autocast
 from flowplug.branch._parts import require_plain
 
@@ -130,11 +131,6 @@ class Linearization(abc.ABC):
     def trace(self) -> Tensor | None:
         """The trace of J, ``(B,)``, where it costs no more than a product; else ``None``."""
         return None
-
-
-def transformed() -> bool:
-    """Whether `torch.func` transforms what runs, so that nothing can be marked for autograd, nor put in its batches."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 class AutogradLinearization(Linearization):

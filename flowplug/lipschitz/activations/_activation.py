@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug.branch import LipschitzBound, lipschitz_bound, transformed
+from flowplug._reading import transformed
+from flowplug.branch import LipschitzBound, lipschitz_bound
 
 
 class Activation(nn.Module, abc.ABC):

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug.branch import LipschitzBound, rule_for, transformed
+from flowplug._reading import transformed
+from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError
-from flowplug.branch import LipschitzBound, rule_for, transformed
+from flowplug._reading import transformed
+from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowplug._precision import at_least_single, full_precision
-from flowplug.branch import transformed
+from flowplug._reading import transformed
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
 
