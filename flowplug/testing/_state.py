@@ -126,7 +126,7 @@ def starts_from_data(case: Case) -> bool:
 
 def _data(case: Case) -> tuple[Tensor, Tensor | None]:
     """Rows with correlated columns that are not standardised."""
-    x, context = case.rows(256)
+    x, context = case.rows(256 + 4 * case.x[0].numel())
     noise = 0.3 * torch.randn_like(x)
     return 20 * (x - x.mean(0) + noise) + 50, context
 

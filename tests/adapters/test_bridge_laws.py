@@ -104,13 +104,13 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(("name", "law", "way"), cells(TABLE, TYPICAL))
+@pytest.mark.parametrize(("name", "law", "way"), cells(TABLE, typical=TYPICAL))
 def test_law(name, law, way):
     check(TABLE[name], law, way)
 
 
 def test_cells_are_counted():
-    print_summary("bridges", TABLE)
+    print_summary("bridges", TABLE, typical=TYPICAL)
 
 
 def test_reverse_and_composite_map_as_in_normflows():
