@@ -55,3 +55,7 @@ class UnboundedBranchWarning(UserWarning):
 
 class InfiniteVarianceWarning(UserWarning):
     """A log-det estimate may have infinite variance: its mean is right, but no average of draws settles."""
+
+
+class StartWarning(UserWarning):
+    """A transform that starts from data has met too few rows, or has lost its chance to start."""

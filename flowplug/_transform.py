@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flowplug._errors import ContextError, DeviceError, DtypeError, InverseNotAvailable, NonFiniteError, ShapeError
 from flowplug._precision import full_precision
 from flowplug._reading import known
+from flowplug._start import reset, starting
 
 
 class Transform(nn.Module, abc.ABC):
@@ -91,6 +92,32 @@ class Transform(nn.Module, abc.ABC):
             y, context = y.to(like.dtype), None if context is None else context.to(like.dtype)
         with full_precision(y):
             return self._inverse(y, context)
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Starts from data by name: sets whatever in this transform starts from data from these rows, anew.
+
+        Each part starts from what the parts before it, started already, make of the rows, in train and eval mode: its
+        outputs are standardised from there. Parts that `forward` runs backwards stay as they are, as does whatever does
+        not start from data.
+
+        Args:
+            x: Data, shape ``(*batch, *event)``: as many rows as there are, or some thousands.
+            context: As in `forward`.
+
+        Raises:
+            ShapeError: There are fewer than 2 rows, or as in `forward`.
+            FlowplugError: As in `forward`.
+
+        Example:
+            >>> flow = ComposedTransform(Whitening(2), ActNorm(2))
+            >>> flow.start(5 + 1e9 * torch.randn(1000, 2))
+        """
+        with starting(self):
+            self(x, context)
+
+    def reset(self) -> None:
+        """Undoes `start`, and any other start from data: these parts are as new, and start from what comes next."""
+        reset(self)
 
     @abc.abstractmethod
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]: ...

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ContextError, ShapeError
+from flowplug._start import starting as starting
 from flowplug._transform import Transform
 
 Pair = tuple[Tensor, Tensor | float]

@@ -76,9 +76,7 @@ def outside_autocast(module: nn.Module) -> AbstractContextManager[Any]:
 def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
 
-    @wraps(rules)  # with its ``register``
-    @torch.compiler.disable  # the dispatch cannot be compiled
-    def bound(module: nn.Module) -> LipschitzBound:
+    def checked(module: nn.Module) -> LipschitzBound:
         require_plain(module)
         with outside_autocast(module):
             found = rules(module)
@@ -86,8 +84,17 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
             raise LipschitzError(
                 f"{type(module).__name__} has weights on the meta device, without values or a bound: load them first"
             )
-        constant = not isinstance(found.value, Tensor) and next(module.parameters(), None) is None
-        return found._replace(limit=min(found.limit, found.value)) if constant else found
+        if isinstance(found.value, Tensor) or next(module.parameters(), None) is not None:
+            return found
+        return found._replace(limit=min(found.limit, found.value))  # a constant
+
+    @wraps(rules)  # with its ``register``
+    def bound(module: nn.Module) -> LipschitzBound:
+        if not torch.compiler.is_compiling():
+            return checked(module)
+        # The dispatch cannot be compiled; no decorator, which would import the compiler.
+        found: LipschitzBound = torch.compiler.disable(checked)(module)  # type: ignore[no-untyped-call]
+        return found
 
     return cast(Rules, bound)
 

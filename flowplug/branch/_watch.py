@@ -26,7 +26,10 @@ class Watch:
 
     def due(self) -> bool:
         """Counts a pass in train mode, and says whether to measure the bound in it."""
-        return not self._kept and self._count()
+        count = self._count
+        if torch.compiler.is_compiling():  # a number that changes with every pass would be compiled anew
+            count = torch.compiler.disable(count)  # type: ignore[no-untyped-call]
+        return not self._kept and count()
 
     def require_contraction(self, name: str, lipschitz: LipschitzBound) -> None:
         """Refuses a bound that is not below 1, and warns once of one that training may raise.
@@ -48,7 +51,6 @@ class Watch:
                 stacklevel=3,
             )
 
-    @torch.compiler.disable  # a number that changes with every pass would be compiled anew
     def _count(self) -> bool:
         self._passes += 1
         return self._passes % _EVERY == 0 or (self._passes < _EVERY and self._passes.bit_count() == 1)

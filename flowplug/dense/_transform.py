@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from flowplug._errors import ShapeError, SingularMatrixError
 from flowplug._factors import Factorization, Factors
-from flowplug._precision import at_least_single
+from flowplug._moments import nonzero, standardise, whitener
+from flowplug._precision import at_least_single, full_precision
 from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
-from flowplug.dense._affine import LogAbsDet, affine, solve
+from flowplug.dense._affine import AffineMap, LogAbsDet, solve
 from flowplug.dense._arguments import elementwise, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._values import DenseValue, ExactValue, Kept
@@ -86,19 +87,23 @@ class DenseTransform(Transform):
         return {**self.__dict__, "_kept": None}
 
     @torch.no_grad()
-    def whiten(self, x: Tensor, shrinkage: float = 1e-3) -> None:
+    def whiten(self, x: Tensor, shrinkage: float | None = None) -> None:
         r"""Starts from data: sets W and b so that W x + b has mean 0 and covariance close to I over the rows of x.
 
-        .. math:: W = (\Sigma + \lambda \bar\sigma^2 I)^{-1/2}, \qquad b = -W \mu
+        .. math:: W = (\lambda I + (1 - \lambda) R)^{-1/2} S^{-1}, \qquad b = -W \mu
+
+        with the standard deviations S and the correlation R of the rows, in whatever units. A constant feature is
+        centred and left at its scale.
 
         Args:
             x: Data, ``(N, D)``, or whatever else `forward` takes.
-            shrinkage: The share :math:`\lambda` of the mean variance that is added to every variance, so that
-                directions in which the data do not vary stay finite.
+            shrinkage: The share :math:`\lambda`; ``None`` for the oracle-approximating one of `Whitening`: near 0 for
+                many rows, near 1, which leaves the scales alone, where rows are too few to tell directions apart.
 
         Raises:
             ShapeError: The transform has no b, or fewer than two rows are given.
-            SingularMatrixError: The rows do not vary in some direction and ``shrinkage`` is 0, or in none at all.
+            ValueError: ``shrinkage`` is outside [0, 1].
+            SingularMatrixError: ``shrinkage`` is 0, and some combination of features does not vary.
             FlowplugError: As in `forward`.
 
         Example:
@@ -111,20 +116,17 @@ class DenseTransform(Transform):
                 f"whiten needs a transform with bias, and two rows or more; got bias={self.bias is not None} and "
                 f"{len(rows)} rows"
             )
-        mean = rows.mean(0)
-        variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-        scales = (variances.clamp(min=0) + shrinkage * variances.mean()).rsqrt()
-        if not scales.isfinite().all():
-            raise SingularMatrixError(
-                f"whiten cannot scale directions in which the rows do not vary: pass a shrinkage above {shrinkage}, or "
-                "rows that are not all equal"
-            )
-        self.weight.copy_(directions * scales @ directions.T)
-        self.bias.copy_(-self.weight.to(mean.dtype) @ mean)
+        if shrinkage is not None and not 0 <= shrinkage <= 1:
+            raise ValueError(f"whiten(shrinkage=...) must be a share, from 0 to 1; got {shrinkage}")
+        with full_precision(rows):
+            mean, std, scores = standardise(rows)
+            weight = whitener(scores.T @ scores / len(rows), len(rows), shrinkage) / nonzero(std)
+            self.weight.copy_(weight)
+            self.bias.copy_(-weight @ mean)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        y, ladj = affine(rows, recordable(self.weight), self._shift(), self._logabsdet, self.gradient)
+        y, ladj = AffineMap.run(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
         y, ladj = y.reshape(x.shape), ladj.reshape(x.shape[:-1])
         if self.activation is None:
             return y, ladj
@@ -135,9 +137,9 @@ class DenseTransform(Transform):
         other: Tensor | float = 0.0
         if self.activation is not None:
             y, other = self.activation.inverse(y, context)
-        weight = recordable(self.weight)
+        weight = self.weight
         rows = solve(y.reshape(-1, y.shape[-1]) - self._shift(), weight, self._factors)
-        logabsdet = LogAbsDet.apply(weight, self._factors)  # type: ignore[no-untyped-call]
+        logabsdet = LogAbsDet.run(weight, self._factors)
         return rows.reshape(y.shape), other - logabsdet.expand(y.shape[:-1])
 
     def _vectors(self, x: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class DenseTransform(Transform):
         return x.reshape(-1, x.shape[-1])
 
     def _shift(self) -> Tensor:
-        return self.weight.new_zeros(len(self.weight)) if self.bias is None else recordable(self.bias)
+        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
 
     def _logabsdet(self, weight: Tensor) -> Tensor:
         """log|det W|, a constant; in train mode one that `value` may keep."""
@@ -154,10 +156,8 @@ class DenseTransform(Transform):
         if self._kept is not None and self._kept.serves(weight) and not self.value.due(self._kept.age):
             self._kept.age += 1
             return self._kept.value
-        # What is found in inference mode must serve outside it.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            value = self._finite(torch.linalg.slogdet(at_least_single(weight)).logabsdet)
-            self._kept = None if self.value.due(1) else Kept(weight, value)
+        value = self._finite(torch.linalg.slogdet(at_least_single(weight)).logabsdet)
+        self._kept = None if self.value.due(1) else Kept(weight, value)
         return value
 
     def _finite(self, logabsdet: Tensor) -> Tensor:
@@ -202,8 +202,3 @@ def require_invertible(transform: Transform, condition: Tensor) -> None:
             f"the matrix of {_name(transform)} is singular to working precision: its condition number is "
             f"{float(condition):.3g}"
         )
-
-
-def recordable(parameter: Tensor) -> Tensor:
-    """The parameter; a copy of one made in inference mode, which autograd does not save."""
-    return parameter.clone() if parameter.is_inference() and torch.is_grad_enabled() else parameter

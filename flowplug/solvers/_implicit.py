@@ -10,7 +10,7 @@ from torch import Tensor
 from flowplug._derivatives import once
 from flowplug._errors import InverseNotAvailable
 from flowplug._precision import full_precision
-from flowplug._reading import refuse_vmap
+from flowplug._reading import refuse_vmap, transformed
 from flowplug.branch import Branch, Linearization, LipschitzBound
 from flowplug.solvers._iteration import event_norm
 
@@ -133,10 +133,10 @@ def solve(solver: Solver, branch: Branch, y: Tensor) -> Tensor:
         "call it on the whole batch, of any number of dimensions",
     )
     x = solver(branch, y.detach()).detach()
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() or transformed()):
         return x
     # One more step of the iteration, with the graph of y, the weights and the context.
     x = y - branch(x)
-    if x.requires_grad:
+    if x.requires_grad or transformed():
         x = _Implicit.apply(x, solver, branch)  # type: ignore[no-untyped-call]
     return x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._errors import StartWarning
 from flowplug._noise import no_logdet
+from flowplug._start import starting
 
 Direction = Callable[..., tuple[Tensor, Tensor]]
 
@@ -141,7 +144,9 @@ class Case:
 @torch.no_grad()
 def meet(transform: Any, x: Tensor, context: Tensor | None) -> None:  # noqa: ANN401 -- a host's module
     """Starts a transform in train mode from these rows, however few, if it starts from data."""
-    transform(x, context)
+    with warnings.catch_warnings(), starting(transform):
+        warnings.simplefilter("ignore", StartWarning)  # which says that they are few
+        transform(x, context)
 
 
 def inner(transform: nn.Module) -> Any:  # noqa: ANN401 -- a host's module

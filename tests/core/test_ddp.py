@@ -39,7 +39,7 @@ def setting():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, batches = NegativeLogLikelihood(), 2 + torch.randn(4, 16, 3)
-    model(batches[0])  # past the data-dependent initialisation
+    flowplug_nflows.start(model.flow, batches[0])
     return model, batches
 
 

@@ -59,3 +59,14 @@ def test_flow(name):
     flow, saved = loaded(FLOWS[name], name), SAVED[name]
     log_prob = flow().log_prob if name.startswith("zuko") else flow.log_prob
     same(log_prob(saved["x"]), saved["log_prob"])
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "Whitening" in name or "ActNorm" in name])
+def test_what_had_started_has_started(name):
+    saved = SAVED[name]
+    before = dict(saved["state"])
+    module = loaded(ROWS[name], name).train()
+    assert saved["state"].keys() == before.keys()
+    same(module(saved["x"])[0], saved["y"])
+    module(100 * saved["x"])
+    same(module(saved["x"])[0], saved["y"])

@@ -23,7 +23,7 @@ def test_a_flow_in_torch_has_its_density_and_gradients(page):
     core, c = fp.ResidualStack(3, 1, (8,), context_features=2), torch.randn(5, 2)
     base = distributions.Independent(distributions.Normal(torch.zeros(3), torch.ones(3)), 1)
     x = torch.randn(5, 3)
-    core(x, c)  # starts from these rows
+    core.start(x, c)
     density = distributions.TransformedDistribution(base, [page.TorchTransform(core, c)])
     y, ladj = core(x, c)
     torch.testing.assert_close(density.log_prob(x), base.log_prob(y) + ladj)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ContextError, LipschitzError, ShapeError
-from flowplug._precision import full_precision
+from flowplug._precision import autocast_enabled, full_precision
 from flowplug.branch import (
     Branch,
     BranchModule,
@@ -117,7 +117,7 @@ class LipschitzNetwork(BranchModule):
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
         weights = [layer.weight for layer in self._layers()]
-        if not torch.is_autocast_enabled(weights[0].device.type):  # a context would break compiled graphs
+        if not autocast_enabled(weights[0]):  # a context would break compiled graphs
             return self._project(weights)
         with full_precision(weights[0]):
             return self._project(weights)
