@@ -62,7 +62,7 @@ class Factorization:
         if kept is not None and fits and torch.equal(_image(single, kept.vector), kept.image):
             return kept.factors
         # What is found in inference mode must serve outside it.
-        with torch.inference_mode(mode=False), torch.no_grad(), full_precision(single):
+        with torch.inference_mode(False), torch.no_grad(), full_precision(single):  # noqa: FBT003 -- a keyword stops torch.compile
             numbers = torch.arange(len(single), device=single.device, dtype=torch.float64)
             vector = numbers.square().cos().to(single.dtype)
             factors = _factorize(single.T if self._transposed else single)
