@@ -59,14 +59,13 @@ class Factorization:
         """The factors of ``matrix: (D, D)``, or its transpose, as it is now."""
         single, kept = at_least_single(matrix.detach()), self._kept
         fits = kept is not None and (kept.dtype, kept.vector.device) == (matrix.dtype, matrix.device)
-        if kept is not None and fits and torch.equal(_image(single, kept.vector), kept.image):
+        if kept is not None and fits and torch.equal(image(single, kept.vector), kept.image):
             return kept.factors
         # What is found in inference mode must serve outside it.
-        with torch.inference_mode(False), torch.no_grad(), full_precision(single):  # noqa: FBT003 -- a keyword stops torch.compile
-            numbers = torch.arange(len(single), device=single.device, dtype=torch.float64)
-            vector = numbers.square().cos().to(single.dtype)
+        with torch.inference_mode(False), torch.no_grad(), full_precision(single):  # noqa: FBT003 -- torch.compile
+            vector = without_pattern(single)
             factors = _factorize(single.T if self._transposed else single)
-            self._kept = _Kept(matrix.dtype, vector, _image(single, vector), factors)
+            self._kept = _Kept(matrix.dtype, vector, image(single, vector), factors)
             return self._kept.factors
 
 
@@ -77,7 +76,14 @@ class _Kept(NamedTuple):
     factors: Factors
 
 
-def _image(matrix: Tensor, vector: Tensor) -> Tensor:
+def without_pattern(matrix: Tensor) -> Tensor:
+    """A vector for a matrix ``(D, D)``, which no change of a matrix but by chance takes to 0."""
+    numbers = torch.arange(len(matrix), device=matrix.device, dtype=torch.float64)
+    return numbers.square().cos().to(matrix.dtype)
+
+
+def image(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The product, outside autocast."""
     with full_precision(matrix):
         return matrix @ vector
 

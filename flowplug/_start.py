@@ -37,6 +37,11 @@ class FromData(nn.Module, abc.ABC):
         super().__init__()
         self.register_buffer("started", torch.zeros(()))
 
+    @property
+    def initialized(self) -> bool:
+        """Whether the start is over, so that the map stays."""
+        return bool(self.started >= 1)
+
     @abc.abstractmethod
     def _take_in(self, rows: Tensor, seen: float) -> None:
         """Takes in rows ``(N, *event)``, N >= 1, after ``seen`` others; its first write depends on the rows."""

@@ -5,16 +5,18 @@ import torch
 from torch import distributions, nn
 
 import flowplug as fp
-from flowplug.testing import check_transform
+from cases import Row
+from matrix import cells, check
 
 
-def test_the_transform_of_the_page_obeys_every_law(page):
+@pytest.mark.parametrize(("name", "law", "way"), cells({"page": Row(None, context=2)}, {"page"}))
+def test_the_transform_of_the_page_obeys_every_law(page, name, law, way):
     def make(**keywords):
         transform = page.SinhArcsinh(3, 2, **keywords)
         nn.init.uniform_(transform.tail, -0.5, 0.5)
         return transform
 
-    check_transform(make, torch.randn(4, 3), torch.randn(4, 2))
+    check(Row(make, context=2), law, way)
 
 
 def test_a_flow_in_torch_has_its_density_and_gradients(page):
