@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowplug._errors import ContextError, ShapeError
 from flowplug._noise import current_conditions
 from flowplug._reading import mapped
+from flowplug._start import reset as reset
 from flowplug._start import starting as starting
 from flowplug._transform import Transform
 
