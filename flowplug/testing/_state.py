@@ -175,9 +175,7 @@ def _numbers(transform: Any, case: Case, *, graphs: bool) -> dict[str, Tensor]: 
             key = f"{direction} in {'train' if training else 'eval'} mode"
             try:
                 found |= _numbers_of(transform, call, key, case, graphs=graphs)
-            except FlowplugError as error:
-                if type(error).__name__ not in case.way.refuses:
-                    raise
+            except case.way.refuses as error:
                 refused.append(error)
     if not found:
         raise refused[0]
