@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ContextError, ShapeError
+from flowplug._noise import current_conditions
+from flowplug._reading import mapped
+from flowplug._start import reset as reset
 from flowplug._start import starting as starting
 from flowplug._transform import Transform
 
@@ -118,6 +121,11 @@ def check_host(function: str, transform: object, base: type, otherwise: str) -> 
         if function != f"from_{root}" and importlib.util.find_spec(f"flowplug_{root}") is not None:
             raise TypeError(f"{given}, which belongs to {root}: use flowplug_{root}.from_{root}")
     raise TypeError(f"{given}: {otherwise}")
+
+
+def draws_noise(transform: Transform) -> bool:
+    """Whether a stochastic log-det would be drawn anew by every call: in train mode, and no noise is fixed."""
+    return transform.training and current_conditions().seed is None and not mapped()
 
 
 def takes_context(method: Callable[..., object]) -> bool:

@@ -23,7 +23,7 @@ _SMALLEST_PIVOT = 1e-3
 
 @dataclass(frozen=True)
 class Krylov(Series):
-    r"""The stochastic log-det from the same products as `PowerSeries`, with less variance for them, mostly far less.
+    r"""The stochastic log-det from the same products as `PowerSeries`, mostly with far less variance for them.
 
     .. math:: \log\det(I + J) = E \int_0^1 v^T J^T u_t \, dt, \qquad (I + t J^T) u_t = v, \qquad
               \nabla \log\det(I + J) = E[u_1^T (\nabla J) v]
@@ -47,7 +47,7 @@ class Krylov(Series):
     (1 + L) / (1 - L)`: with the default's survival of 0.25 the sum converges in any dimension up to L = 0.8 for the
     gradient, and to L = 0.94 for the value. Beyond, and for eigenvalues on a circle, where a projection gains little on
     the powers, 2 products and little more are too few: a smaller p, or `Certified` as in `PowerSeries`, takes more, and
-    has less noise than `PowerSeries` has with them (docs/benchmarks.md, "Roulettes and spectra").
+    mostly has less noise than `PowerSeries` has with them (docs/benchmarks.md, "Roulettes and spectra").
 
     The matrices :math:`I + t H_k` are eliminated without pivoting, which is safe for contractions in the 2-norm. Under
     other norms the space may have Ritz values left of -1; a sample for which a pivot comes close to 0 goes on, from
@@ -191,7 +191,8 @@ def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tenso
     Gauss-Legendre by the eigenvalues of its Jacobi matrix (Golub, Welsch 1969), in s with t = 1 - s^2, which moves the
     nodes to t = 1, near which integrands of strong contractions are steep.
     """
-    with torch.inference_mode(mode=False):  # else what is kept from there could not be differentiated later
+    # What is kept from inference mode could not be differentiated later. Dynamo does not know the keyword.
+    with torch.inference_mode(False):  # noqa: FBT003
         return _rules(dtype, device)
 
 
