@@ -48,7 +48,7 @@ def cells(table, *, whole=(), typical=()):
                 same = law == "same numbers" and (chosen or way in REVEALING)
                 if not left_out(row, law, way) and (way == "eager" or name in whole or same):
                     quick = way == "eager" and (chosen or law not in DEAR)
-                    quick |= chosen and way != "compiled" and law == "same numbers"
+                    quick |= chosen and way not in {"compiled", "anomaly mode"} and law == "same numbers"
                     marks = [pytest.mark.slow] * (not quick)
                     marks += [pytest.mark.xfail(strict=False, reason=why) for why in known(name, law, way)]
                     found.append(pytest.param(name, law, way, marks=marks))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug._errors import StartWarning
+from flowplug._errors import FlowplugError, StartWarning
 from flowplug._noise import no_logdet
 from flowplug._start import starting
 
@@ -79,7 +79,7 @@ class Way:
     dtype: torch.dtype | None = None
     device: str | None = None
     loose: float | None = None
-    refuses: tuple[str, ...] = ()
+    refuses: tuple[type[FlowplugError], ...] = ()
 
 
 EAGER = Way()

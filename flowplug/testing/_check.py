@@ -97,11 +97,10 @@ def check_cell(law: str, way: str, case: Case, *, seed: int = 0) -> str | None:
                 LAWS[law](case.within(WAYS[way]))
         except ConformanceError as error:
             raise ConformanceError(f"law '{law}', {way}: {error}") from None
+        except WAYS[way].refuses as error:
+            return f"refused by {type(error).__name__}: {error}"
         except Exception as error:
-            name = type(error).__name__
-            if name in WAYS[way].refuses:
-                return f"refused by {name}: {error}"
-            raise ConformanceError(f"law '{law}', {way}: {name}: {error}") from error
+            raise ConformanceError(f"law '{law}', {way}: {type(error).__name__}: {error}") from error
     return None
 
 

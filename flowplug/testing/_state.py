@@ -175,9 +175,7 @@ def _numbers(transform: Any, case: Case, *, graphs: bool) -> dict[str, Tensor]: 
             key = f"{direction} in {'train' if training else 'eval'} mode"
             try:
                 found |= _numbers_of(transform, call, key, case, graphs=graphs)
-            except FlowplugError as error:
-                if type(error).__name__ not in case.way.refuses:
-                    raise
+            except case.way.refuses as error:
                 refused.append(error)
     if not found:
         raise refused[0]
@@ -229,5 +227,6 @@ def _require_same(name: str, got: Tensor, wanted: Tensor, case: Case, *, loose: 
     # Gradients through an inverse are as good as its solver, which ends a little above rounding.
     allowed = 10_000 * torch.finfo(wanted.dtype).eps if "gradient" in name else 1000 * torch.finfo(wanted.dtype).eps
     if loose and case.way.loose is not None:
-        allowed = case.way.loose
+        # Of a gradient in half precision, little more than its size and direction: of a log-det, it takes an inverse.
+        allowed = 3 * case.way.loose if "gradient" in name else case.way.loose
     require(worst <= allowed, f"{name}: relative deviation {worst:.3g}, allowed {allowed:.3g}")
