@@ -7,6 +7,8 @@ from contextvars import ContextVar
 import torch
 from torch import Generator, Tensor
 
+from flowplug._arguments import require_instance, require_ints
+
 _seed: ContextVar[int | None] = ContextVar("flowplug_seed", default=None)
 _skip: ContextVar[bool] = ContextVar("flowplug_no_logdet", default=False)
 
@@ -24,6 +26,8 @@ class Noise:
     """
 
     def __init__(self, seed: Tensor | None = None) -> None:
+        if seed is not None:
+            require_instance("Noise", "seed", seed, Tensor, "torch.tensor(7)")
         self._seed = seed
         self._generators: dict[torch.device, Generator] = {}
 
@@ -53,6 +57,7 @@ def fixed_noise(seed: int) -> Iterator[None]:
         ...     torch.equal(transform(x)[1], transform(x)[1])
         True
     """
+    require_ints("fixed_noise", seed=seed)
     token = _seed.set(seed)
     try:
         yield

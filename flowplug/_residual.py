@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import given, require_instance, require_ints, require_part
 from flowplug._errors import ShapeError
 from flowplug._noise import Noise, current_seed, logdet_skipped
 from flowplug._transform import Transform
@@ -57,7 +58,7 @@ class ResidualTransform(Transform):
 
     Raises:
         LipschitzError: The bound of g is unknown, or not below 1 (at construction, in eval mode and in `inverse`).
-        ShapeError: ``event_dim`` contradicts ``g.event_shape``, or g changes the shape of its input.
+        ShapeError: ``event_dim`` is below 1 or contradicts ``g.event_shape``, or g changes the shape of its input.
         NotConverged: The inverse did not converge.
         ValueError: ``chunk_size`` is below 1.
 
@@ -85,6 +86,13 @@ class ResidualTransform(Transform):
         chunk_size: int = 65_536,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        require_instance(name, "g", g, nn.Module, "LipschitzMLP(2)")
+        for role, part in {"logdet": logdet, "eval_logdet": eval_logdet}.items():
+            if part is not None:
+                require_part(name, role, part, "__call__", "a log-det, such as ExactLogDet() or Krylov(), or None")
+        require_part(name, "solver", solver, "__call__", "a solver, such as Anderson()")
+        require_ints(name, chunk_size=chunk_size, **given(event_dim=event_dim))
         self.g = g
         lipschitz = self.lipschitz
         require_contraction(type(g).__name__, lipschitz)
@@ -95,6 +103,8 @@ class ResidualTransform(Transform):
             raise ValueError(f"ResidualTransform(chunk_size=...) must be at least 1; got {chunk_size}")
         self.chunk_size = chunk_size
         self.logdet, self.eval_logdet, self.solver = logdet, eval_logdet, solver
+        if event_dim is not None and event_dim < 1:
+            raise ShapeError(f"ResidualTransform(event_dim=...) must be at least 1; got {event_dim}")
         self.event_shape = getattr(g, "event_shape", None)
         known = 1 if self.event_shape is None else len(self.event_shape)
         if event_dim is not None and event_dim != known and self.event_shape is not None:

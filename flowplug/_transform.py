@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance
 from flowplug._errors import ContextError, DeviceError, DtypeError, InverseNotAvailable, NonFiniteError, ShapeError
 
 
@@ -158,6 +159,10 @@ class ComposedTransform(Transform):
 
     def __init__(self, *transforms: Transform) -> None:
         super().__init__()
+        for transform in transforms:
+            if isinstance(transform, Sequence):
+                raise TypeError("ComposedTransform takes transforms one by one: ComposedTransform(*transforms)")
+            require_instance("ComposedTransform", "transforms", transform, Transform, "ActNorm(2)")
         dims = sorted({transform.event_dim for transform in transforms})
         if len(dims) != 1:
             raise ShapeError(f"ComposedTransform needs one or more transforms of one event_dim; got event_dims {dims}")
@@ -199,6 +204,7 @@ class InverseTransform(Transform):
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
+        require_instance("InverseTransform", "transform", transform, Transform, "ActNorm(2)")
         self.transform = transform
         self.event_dim = transform.event_dim
         self.event_shape = transform.event_shape

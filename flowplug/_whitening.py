@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
 from flowplug._transform import Transform
 
@@ -45,6 +46,7 @@ class Whitening(Transform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        require_ints("Whitening", features=features)
         if features < 1:
             raise ShapeError(f"Whitening needs at least 1 feature; got {features}")
         self.event_shape = (features,)

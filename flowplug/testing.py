@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance, require_ints
 from flowplug._comparison import ConformanceError as ConformanceError
 from flowplug._comparison import deviation, require, require_close
 from flowplug._comparison import z_test as z_test
@@ -39,6 +40,17 @@ class Case:
     x: Tensor
     context: Tensor | None = None
     draws: int = 400
+
+    def __post_init__(self) -> None:
+        if isinstance(self.make, nn.Module) or not callable(self.make):
+            raise TypeError(
+                "check_transform(make=...) must build a fresh transform, as lambda **keywords: Mine(2, **keywords) "
+                f"does; got one that is made, {type(self.make).__name__}"
+            )
+        require_instance("check_transform", "x", self.x, Tensor, "torch.randn(4, 2)")
+        if self.context is not None:
+            require_instance("check_transform", "context", self.context, Tensor, "torch.randn(4, 3)")
+        require_ints("check_transform", draws=self.draws)
 
     def build(self, *, training: bool) -> Any:  # noqa: ANN401 -- a host's module
         """A fresh transform, past its data-dependent initialisation."""
@@ -74,6 +86,7 @@ def check_transform(
         ...     return ResidualTransform(LipschitzMLP(2, (8, 8)), **keywords)
         >>> check_transform(make, torch.randn(4, 2, dtype=torch.float64))
     """
+    require_ints("check_transform", seed=seed)
     case = Case(make, x, context, draws)
     for name, law in LAWS.items():
         devices = [x.device] if x.device.type == "cuda" else []

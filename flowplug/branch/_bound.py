@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance
 from flowplug._errors import LipschitzError
 
 
@@ -86,6 +87,7 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
         >>> str(lipschitz_bound(Halve()))
         '0.5 in every p-norm'
     """
+    require_instance("lipschitz_bound", "module", module, nn.Module, "LipschitzMLP(2)")
     raise LipschitzError(
         f"no Lipschitz bound is known for {type(module).__module__}.{type(module).__qualname__}: build g from "
         "flowplug's Lipschitz layers, or register the bound of your module with @flowplug.lipschitz_bound.register"

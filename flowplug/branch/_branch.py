@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance
 from flowplug._errors import ShapeError
 from flowplug.branch._bound import LipschitzBound, lipschitz_bound
 
@@ -32,6 +33,9 @@ class Branch:
     _lipschitz: LipschitzBound | None = None
 
     def __init__(self, g: nn.Module, context: Tensor | None) -> None:
+        require_instance("Branch", "g", g, nn.Module, "LipschitzMLP(2)")
+        if context is not None:
+            require_instance("Branch", "context", context, Tensor, "torch.zeros(5, 2)")
         self.g, self.context = g, context
 
     @staticmethod

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
 from flowplug.branch import Branch
 
@@ -47,6 +48,7 @@ class Geometric:
     p: float
 
     def __post_init__(self) -> None:
+        require_numbers("Geometric", p=self.p)
         if not 0 < self.p < 1:
             raise ValueError(f"Geometric(p) must be in (0, 1); got {self.p}")
 
@@ -112,6 +114,7 @@ class Poisson:
     rate: float
 
     def __post_init__(self) -> None:
+        require_numbers("Poisson", rate=self.rate)
         if not self.rate > 0:
             raise ValueError(f"Poisson(rate) must be positive; got {self.rate}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError, ShapeError
 from flowplug.branch import dual_order
 from flowplug.lipschitz.norms._gram import Gram
@@ -102,6 +103,7 @@ class InducedNorm(OperatorNorm):
     codomain: float
 
     def __post_init__(self) -> None:
+        require_numbers("InducedNorm", domain=self.domain, codomain=self.codomain)
         for order in (self.domain, self.codomain):
             if not order >= 1:
                 raise LipschitzError(f"InducedNorm needs orders in [1, inf]; got {order}")
