@@ -25,6 +25,9 @@ class Transform(nn.Module, abc.ABC):
     ``None``. An unconditional transform (``context_features == 0``) drops any context unread, so that hosts may pass
     one to every layer.
 
+    In a flow of another library it belongs into the wrapper of that library's adapter. Straight into a host whose
+    ``forward`` goes from latent to data it would run backwards, with nothing for either to notice.
+
     Attributes:
         event_dim: Number of trailing dimensions that form one event.
         event_shape: Sizes of those dimensions, ``None`` where any size fits; ``None`` altogether when unknown.
@@ -123,7 +126,9 @@ def _fits(shape: Sequence[int], pattern: tuple[int | None, ...] | None) -> bool:
 
 def _check_tensor(name: str, role: str, x: Tensor, *, like: Tensor | None) -> None:
     if not isinstance(x, Tensor):
-        raise DtypeError(f"{name} expects its {role} as a torch.Tensor; got {type(x).__name__}")
+        # Some hosts call a part with a context, or none, for a map of this context.
+        hint = "; in a flow of another library, use the wrapper of its adapter" if x is None else ""
+        raise DtypeError(f"{name} expects its {role} as a torch.Tensor; got {type(x).__name__}{hint}")
     if not x.is_floating_point():
         raise DtypeError(f"{name} expects a floating-point {role}; got {x.dtype}: convert it, e.g. by .float()")
     if like is not None:

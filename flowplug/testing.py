@@ -45,7 +45,7 @@ class Case:
         if isinstance(self.make, nn.Module) or not callable(self.make):
             raise TypeError(
                 "check_transform(make=...) must build a fresh transform, as lambda **keywords: Mine(2, **keywords) "
-                f"does; got one that is made, {type(self.make).__name__}"
+                f"does; got an object of class {type(self.make).__name__}"
             )
         require_instance("check_transform", "x", self.x, Tensor, "torch.randn(4, 2)")
         if self.context is not None:
