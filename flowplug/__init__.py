@@ -14,11 +14,15 @@ from flowplug._errors import NotConverged as NotConverged
 from flowplug._errors import SecondDerivativeError as SecondDerivativeError
 from flowplug._errors import ShapeError as ShapeError
 from flowplug._errors import SingularMatrixError as SingularMatrixError
+from flowplug._errors import StartWarning as StartWarning
+from flowplug._errors import UnboundedBranchWarning as UnboundedBranchWarning
+from flowplug._errors import VmapError as VmapError
 from flowplug._noise import Noise as Noise
 from flowplug._noise import fixed_noise as fixed_noise
 from flowplug._noise import no_logdet as no_logdet
 from flowplug._residual import ResidualTransform as ResidualTransform
 from flowplug._stack import ResidualStack as ResidualStack
+from flowplug._start import reset as reset
 from flowplug._transform import ComposedTransform as ComposedTransform
 from flowplug._transform import InverseTransform as InverseTransform
 from flowplug._transform import Transform as Transform

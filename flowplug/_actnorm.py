@@ -1,22 +1,31 @@
-"""Normalisation with data-dependent initialisation."""
+"""Normalisation that starts from data."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
+from flowplug._moments import merge, nonzero, standardise
+from flowplug._start import FromData
 from flowplug._transform import Transform
 
 
-class ActNorm(Transform):
-    r"""A scale and shift per feature that standardises the first batch it sees, then trains.
+class ActNorm(FromData, Transform):
+    r"""A scale and shift per feature that standardises the data it starts from, then trains.
 
     .. math:: y = \frac{x - m}{s} \exp(a) + b, \qquad \mathrm{ladj} = n \sum_i (a_i - \log s_i)
 
-    m and s are the mean and standard deviation of the first batch met by `forward` in train mode, kept in buffers
-    (saved, loaded, and broadcast by DDP); a and b are parameters that start at 0. Before that batch, m = 0 and s = 1;
-    they stay so in a flow whose training starts with `inverse`, as for a reverse KL divergence. For images the features
-    are the channels, and n is the number of pixels.
+    m and s are the mean and standard deviation of the first 64 rows met by `forward` in train mode: of the first batch,
+    or, with a `StartWarning`, of as many small ones as it takes, each counted before it is mapped. (Standard deviations
+    of 64 rows are right to 9 %; the parameters learn the rest.) `start` takes them from data by name, in any mode and
+    with a = b = 0, and `reset` goes back to m = 0 and s = 1. A constant feature is centred and left at its scale; one
+    row gives no scale.
+
+    m and s are kept in buffers (saved, loaded, averaged, and broadcast by DDP); a and b are parameters that start at 0.
+    Where training starts with `inverse`, as for a reverse KL divergence, the map does not start from data later, and a
+    `StartWarning` says so. For images the features are the channels, a row is an image, and n is the number of pixels.
 
     Reference: Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", NeurIPS 2018, section 3.1.
 
@@ -36,7 +45,8 @@ class ActNorm(Transform):
 
     mean: Tensor
     std: Tensor
-    initialized: Tensor
+    spread: Tensor
+    rows_needed = 64
 
     def __init__(self, features: int, *, event_dim: int = 1) -> None:
         super().__init__()
@@ -49,21 +59,21 @@ class ActNorm(Transform):
         self.shift = nn.Parameter(torch.zeros(features))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        # As std, but 0 where a feature was constant so far: what the next batch is merged with.
+        self.register_buffer("spread", torch.zeros(features))
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        if self.training and x.numel() and not self.initialized:
-            self._initialize(x.detach())
-        y = (x - self._wide(self.mean)) * self._wide(self.log_scale.exp() / self.std) + self._wide(self.shift)
+        self._meet(x)
+        mean, std = self._steady(self.mean), self._steady(self.std)
+        y = (x - self._wide(mean)) * self._wide(self.log_scale.exp() / std) + self._wide(self.shift)
         return y, self._ladj(x)
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        if self.training and torch.is_grad_enabled():
-            # A later forward must not change the map that this graph differentiates.
-            self.initialized.fill_(1)
-        x = (y - self._wide(self.shift)) * self._wide(self.std / self.log_scale.exp()) + self._wide(self.mean)
+        self._keep()
+        mean, std = self._steady(self.mean), self._steady(self.std)
+        x = (y - self._wide(self.shift)) * self._wide(std / self.log_scale.exp()) + self._wide(mean)
         return x, -self._ladj(y)
 
     def _wide(self, value: Tensor) -> Tensor:
@@ -76,11 +86,20 @@ class ActNorm(Transform):
         # Hosts add to log-dets in place: every sample gets an entry of its own.
         return ladj.expand(x.shape[:split]).clone()
 
-    @torch.no_grad()
-    def _initialize(self, x: Tensor) -> None:
-        values = x.movedim(-self.event_dim, 0).flatten(1)
-        self.mean.copy_(values.mean(1))
-        std = values.std(1, correction=0)
-        # A constant feature is centred and left at its scale.
-        self.std.copy_(torch.where(std > torch.finfo(x.dtype).eps * values.abs().amax(1), std, 1.0))
-        self.initialized.fill_(1)
+    def _take_in(self, rows: Tensor, seen: float) -> None:
+        values = rows.movedim(1, -1).reshape(-1, rows.shape[1])
+        before = self.mean.to(rows.dtype), self.spread.to(rows.dtype)
+        mean, std, _ = standardise(values)
+        mean, std, _ = merge(*before, mean, std, len(rows) / (seen + len(rows)))
+        self.mean.copy_(mean)
+        self.spread.copy_(std)
+        # One image has a spread over its pixels, but not that of the data.
+        self.std.copy_(nonzero(std) if seen + len(rows) >= 2 else torch.ones_like(std))
+
+    def _forget(self) -> None:
+        for zero in (self.mean, self.spread, self.log_scale, self.shift):
+            zero.zero_()
+        self.std.fill_(1)
+
+    def _upgrade(self, state: dict[str, Any], prefix: str) -> None:
+        state[f"{prefix}spread"] = torch.zeros_like(state[f"{prefix}std"])

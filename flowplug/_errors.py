@@ -45,5 +45,17 @@ class SecondDerivativeError(FlowplugError, RuntimeError):
     """A derivative was asked for that is only available to first order."""
 
 
+class VmapError(FlowplugError, RuntimeError):
+    """Something whose steps depend on the values of its rows was called inside `torch.func.vmap`."""
+
+
+class UnboundedBranchWarning(UserWarning):
+    """Training may carry the Lipschitz bound of a residual branch to 1, from where on the map may not be invertible."""
+
+
 class InfiniteVarianceWarning(UserWarning):
     """A log-det estimate may have infinite variance: its mean is right, but no average of draws settles."""
+
+
+class StartWarning(UserWarning):
+    """A transform that starts from data has met too few rows, or has lost its chance to start."""

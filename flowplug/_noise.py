@@ -3,14 +3,27 @@
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from flowplug._arguments import require_instance, require_ints
 
-_seed: ContextVar[int | None] = ContextVar("flowplug_seed", default=None)
-_skip: ContextVar[bool] = ContextVar("flowplug_no_logdet", default=False)
+
+class Conditions(NamedTuple):
+    """Under which conditions a pass is made.
+
+    Attributes:
+        seed: That of the innermost `fixed_noise`, or ``None``.
+        skip: Whether the caller is inside `no_logdet`.
+    """
+
+    seed: int | None = None
+    skip: bool = False
+
+
+_current: ContextVar[Conditions] = ContextVar("flowplug_conditions", default=Conditions())  # noqa: B039 -- immutable
 
 
 class Noise:
@@ -18,6 +31,8 @@ class Noise:
 
     Args:
         seed: An integer scalar tensor, read only by an estimator that asks for a generator; ``None``: torch's own.
+        mix: What the seed is mixed with, any integer.
+        by_content: Whether a row's numbers are to follow from what it holds, or from its place in the batch.
 
     Example:
         >>> noise = Noise(torch.tensor(7))
@@ -25,10 +40,10 @@ class Noise:
         (7, None)
     """
 
-    def __init__(self, seed: Tensor | None = None) -> None:
+    def __init__(self, seed: Tensor | None = None, *, mix: int = 0, by_content: bool = False) -> None:
         if seed is not None:
             require_instance("Noise", "seed", seed, Tensor, "torch.tensor(7)")
-        self._seed = seed
+        self._seed, self._mix, self.by_content = seed, mix, by_content
         self._generators: dict[torch.device, Generator] = {}
 
     def generator(self, device: torch.device | str) -> Generator | None:
@@ -37,18 +52,25 @@ class Noise:
             return None
         device = torch.device(device)
         if device not in self._generators:
-            self._generators[device] = Generator(device).manual_seed(int(self._seed))
+            # Generators take seeds of 63 bits.
+            self._generators[device] = Generator(device).manual_seed((int(self._seed) ^ self._mix) % 2**63)
         return self._generators[device]
 
 
 @contextlib.contextmanager
 def fixed_noise(seed: int) -> Iterator[None]:
-    """Within this context stochastic log-dets repeat: the same inputs give the same estimate.
+    """Within this context stochastic log-dets repeat: a row's noise follows from its place in the batch.
 
-    Each transform mixes ``seed`` with one of its own, so estimates of different transforms stay independent.
+    The same inputs give the same estimate, in train and eval mode, and where x moves the estimate moves with its own
+    derivative, as samplers need that differentiate a density. Rows are then evaluated all at once, whatever
+    ``chunk_size``. Each transform mixes ``seed`` with one of its own, so estimates of different transforms, copies
+    included, stay independent.
 
     Args:
         seed: Any integer.
+
+    Raises:
+        TypeError: ``seed`` is no integer.
 
     Example:
         >>> transform = ResidualTransform(LipschitzMLP(2), logdet=PowerSeries())
@@ -58,11 +80,8 @@ def fixed_noise(seed: int) -> Iterator[None]:
         True
     """
     require_ints("fixed_noise", seed=seed)
-    token = _seed.set(seed)
-    try:
+    with _conditions(_current.get()._replace(seed=seed)):
         yield
-    finally:
-        _seed.reset(token)
 
 
 @contextlib.contextmanager
@@ -74,18 +93,37 @@ def no_logdet() -> Iterator[None]:
         >>> with no_logdet():
         ...     x, zeros = transform.inverse(torch.randn(5, 2))
     """
-    token = _skip.set(True)
+    with _conditions(_current.get()._replace(skip=True)):
+        yield
+
+
+def current_conditions() -> Conditions:
+    """Those of the innermost contexts."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def _conditions(conditions: Conditions) -> Iterator[None]:
+    token = _current.set(conditions)
     try:
         yield
     finally:
-        _skip.reset(token)
+        _current.reset(token)
 
 
-def current_seed() -> int | None:
-    """The seed of the innermost `fixed_noise`, or ``None``."""
-    return _seed.get()
+class Replay:
+    """The conditions of a module's last pass, for when checkpointing repeats it, in a backward pass outside of them."""
 
+    def __init__(self) -> None:
+        self._last = Conditions()
 
-def logdet_skipped() -> bool:
-    """Whether the caller is inside `no_logdet`."""
-    return _skip.get()
+    def __call__(self) -> contextlib.AbstractContextManager[None]:
+        """Returns to them inside a backward pass, and keeps the present ones outside."""
+        present = current_conditions()
+        if torch.compiler.is_compiling():
+            return contextlib.nullcontext()
+        if torch._C._current_graph_task_id() == -1:
+            self._last = present
+        elif present == Conditions() and self._last != present:
+            return _conditions(self._last)
+        return contextlib.nullcontext()

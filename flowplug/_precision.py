@@ -9,9 +9,13 @@ from torch import Tensor
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """Leaves autocast: neither a bound nor an inverse comes from products in half precision."""
+    return torch.autocast(tensor.device.type, enabled=False) if autocast_enabled(tensor) else nullcontext()
+
+
+def autocast_enabled(tensor: Tensor) -> bool:
+    """Whether products with a tensor may be in half precision."""
     kind = tensor.device.type
-    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if enabled else nullcontext()
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def at_least_single(tensor: Tensor) -> Tensor:

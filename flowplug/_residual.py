@@ -1,17 +1,19 @@
 """Residual flows."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import given, require_instance, require_ints, require_part
 from flowplug._errors import ShapeError
-from flowplug._noise import Noise, current_seed, logdet_skipped
+from flowplug._noise import Noise, Replay, current_conditions
 from flowplug._transform import Transform
-from flowplug.branch import Branch, LipschitzBound, lipschitz_bound, require_contraction
+from flowplug.branch import Branch, LipschitzBound, Watch, lipschitz_bound, on_meta, require_contraction
 from flowplug.logdet import LogDet, Series, default_logdet
 from flowplug.solvers import Anderson, Solver, solve
 
@@ -31,14 +33,24 @@ def _outside_inference_mode(method: Method) -> Method:
     return wrapped
 
 
+def _differentiable(g: nn.Module) -> nn.Module:
+    """The branch or, where its weights were made inside inference mode, which knows no products, a copy."""
+    weight = next(g.parameters(), None)
+    if torch.compiler.is_compiling() or weight is None or not weight.is_inference():
+        return g
+    return copy.deepcopy(g)
+
+
 class ResidualTransform(Transform):
     r"""A residual flow :math:`y = x + g(x, c)` with a contraction g.
 
     .. math:: \log|\det \partial y / \partial x| = \log\det(I + J_g(x)), \qquad \operatorname{Lip}_x(g) < 1
 
     Invertible by fixed point, with a free-form Jacobian. Estimates of the log-det are unbiased in value and gradient.
-    In train mode they use fresh noise from torch's generators (or that of `fixed_noise`); in eval mode the noise is
-    fixed per transform, so that repeated calls agree.
+    In train mode they use fresh noise from torch's generators. In eval mode a row's noise is a smooth function of what
+    the row holds: repeated calls agree, whatever other rows there are and however they are cut into batches, the noise
+    of different rows is independent, so that a mean over N rows has that of one over :math:`\sqrt N`, and gradients are
+    unbiased. Samplers, which need values whose exact derivative the gradient is, use `fixed_noise`.
 
     A training step costs a small multiple of the bare networks, and less under ``torch.compile(transform)``
     (docs/benchmarks.md, "Cost of a training step").
@@ -49,15 +61,15 @@ class ResidualTransform(Transform):
         logdet: `ExactLogDet`, `PowerSeries`, ... for train mode. ``None``: chosen by the dimension of the events and
             the device, exact where that costs no more than an estimate: on CPUs to 4 dimensions, on GPUs to 64 in
             batches of at most 32,768 numbers, for which it takes more memory.
-        eval_logdet: The same for eval mode. ``None``: exact while affordable, else `Krylov` with 8 exact
-            terms and roulette.
+        eval_logdet: The same for eval mode. ``None``: exact while affordable, else `Krylov` with `Converged` terms.
         solver: Solves for the inverse.
         event_dim: Number of event dimensions; ``None`` takes it from ``g.event_shape``, or 1.
         chunk_size: Number of samples evaluated at a time where no gradient is asked for (``torch.no_grad()``), which
             bounds the memory of sampling and testing, whatever the batch; at least 1.
 
     Raises:
-        LipschitzError: The bound of g is unknown, or not below 1 (at construction, in eval mode and in `inverse`).
+        LipschitzError: The bound of g is unknown, or not below 1: at construction, in eval mode and in `inverse`; in
+            train mode too, looked at now and then, where nothing keeps it below 1 (`UnboundedBranchWarning`).
         ShapeError: ``event_dim`` is below 1 or contradicts ``g.event_shape``, or g changes the shape of its input.
         NotConverged: The inverse did not converge.
         ValueError: ``chunk_size`` is below 1.
@@ -94,11 +106,13 @@ class ResidualTransform(Transform):
         require_part(name, "solver", solver, "__call__", "a solver, such as Anderson()")
         require_ints(name, chunk_size=chunk_size, **given(event_dim=event_dim))
         self.g = g
-        lipschitz = self.lipschitz
-        require_contraction(type(g).__name__, lipschitz)
-        for estimator in (logdet, eval_logdet):
-            if isinstance(estimator, Series):
-                estimator.check(lipschitz)
+        self._watch = Watch()
+        if not on_meta(g):
+            lipschitz = self.lipschitz
+            self._watch.require_contraction(type(g).__name__, lipschitz)
+            for estimator in (logdet, eval_logdet):
+                if isinstance(estimator, Series):
+                    estimator.check(lipschitz)
         if chunk_size < 1:
             raise ValueError(f"ResidualTransform(chunk_size=...) must be at least 1; got {chunk_size}")
         self.chunk_size = chunk_size
@@ -111,8 +125,20 @@ class ResidualTransform(Transform):
             raise ShapeError(f"event_dim={event_dim} contradicts the event shape {self.event_shape} of g")
         self.event_dim = known if event_dim is None else event_dim
         self.context_features = getattr(g, "context_features", 0)
-        # Part of the state, so that a loaded model repeats the log-dets of the saved one.
-        self.register_buffer("noise_seed", torch.randint(2**31, ()))
+        # Part of the state, so that a loaded model repeats the log-dets of the saved one, and of 24 bits, so that an
+        # average in single precision holds it.
+        self.register_buffer("noise_seed", torch.randint(2**31, ()) % 2**24)
+        self._replay, self._copies = Replay(), 0
+        self._lineage: tuple[int, ...] = ()  # which copy of which copy it is
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ResidualTransform":
+        """A copy that has noise of its own under `fixed_noise`, as a flow may be built of copies."""
+        self._copies += 1
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        twin._lineage, twin._copies = (*self._lineage, self._copies), 0
+        return twin
 
     @property
     def lipschitz(self) -> LipschitzBound:
@@ -122,8 +148,8 @@ class ResidualTransform(Transform):
     @_outside_inference_mode
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
-            if not self.training:
-                require_contraction(type(self.g).__name__, branch.lipschitz_bound())
+            if not self.training or self._watch.due():
+                self._watch.require_contraction(type(self.g).__name__, branch.lipschitz_bound())
             gx, ladj = self._evaluate(branch, rows, noise)
             return rows + gx, ladj
 
@@ -134,7 +160,7 @@ class ResidualTransform(Transform):
         def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
             require_contraction(type(self.g).__name__, branch.lipschitz_bound())
             x = solve(self.solver, branch, rows)
-            return x, x.new_zeros(len(x)) if logdet_skipped() else -self._evaluate(branch, x, noise)[1]
+            return x, x.new_zeros(len(x)) if current_conditions().skip else -self._evaluate(branch, x, noise)[1]
 
         return self._by_rows(direction, y, context)
 
@@ -147,23 +173,32 @@ class ResidualTransform(Transform):
         """Applies a direction to rows ``(B, *event)``, ``chunk_size`` at a time where no graph is built."""
         batch, event = x.shape[: x.dim() - self.event_dim], x.shape[x.dim() - self.event_dim :]
         count = math.prod(batch)
-        seed = current_seed()
-        fresh = self.training and seed is None
-        noise = Noise() if fresh else Noise(self.noise_seed ^ (seed or 0))
-        size = max(1, count) if torch.is_grad_enabled() else self.chunk_size
-        pieces = torch.split(x.reshape(count, *event), size)
-        contexts = (
-            [None] * len(pieces)
-            if context is None
-            else torch.split(context.reshape(count, self.context_features), size)
-        )
-        results = [direction(rows, Branch.of(self.g, c), noise) for rows, c in zip(pieces, contexts, strict=True)]
+        with self._replay():
+            # By place in the batch, noise must not depend on how that is cut.
+            whole = torch.is_grad_enabled() or current_conditions().seed is not None
+            size = max(1, count) if whole else self.chunk_size
+            pieces = torch.split(x.reshape(count, *event), size)
+            contexts = (
+                [None] * len(pieces)
+                if context is None
+                else torch.split(context.reshape(count, self.context_features), size)
+            )
+            g = _differentiable(self.g)
+            results = [
+                direction(rows, Branch.of(g, c), self._noise()) for rows, c in zip(pieces, contexts, strict=True)
+            ]
         y, ladj = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
         return y.reshape(x.shape), ladj.reshape(batch)
 
+    def _noise(self) -> Noise:
+        seed = current_conditions().seed
+        if seed is not None:
+            return Noise(self.noise_seed, mix=hash((seed, self._lineage)))
+        return Noise() if self.training else Noise(self.noise_seed, by_content=True)
+
     def _evaluate(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the log-det ``(B,)``."""
-        if logdet_skipped():
+        if current_conditions().skip:
             return branch(x), x.new_zeros(len(x))
         logdet = self.logdet if self.training else self.eval_logdet
         if logdet is None:

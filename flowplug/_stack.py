@@ -20,7 +20,8 @@ class ResidualStack(ComposedTransform):
 
     The w are `Whitening`, the d linear `DenseTransform` that start at the identity, the r `ResidualTransform` with a
     `LipschitzMLP` each, and a is an `ActNorm`. Scale and correlation are left to the linear parts, which start from the
-    first batch and train by the relative gradient; the residual transforms learn the rest.
+    first rows in train mode, or by `start` from rows of your choice, and train by the relative gradient; the residual
+    transforms learn the rest.
 
     Args:
         features: Width of the events.

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_instance
 from flowplug._errors import ContextError, DeviceError, DtypeError, InverseNotAvailable, NonFiniteError, ShapeError
+from flowplug._precision import full_precision
+from flowplug._reading import known
+from flowplug._start import reset, starting
 
 
 class Transform(nn.Module, abc.ABC):
@@ -83,7 +86,42 @@ class Transform(nn.Module, abc.ABC):
             NotConverged: A numerical inverse did not reach its tolerance.
             FlowplugError: As in `forward`.
         """
-        return self._inverse(*self._check(y, context))
+        y, context = self._check(y, context)
+        kind = y.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return self._inverse(y, context)
+        # An inverse is asked for with a precision that autocast does not have.
+        like = self._like()
+        if like is not None:
+            y, context = y.to(like.dtype), None if context is None else context.to(like.dtype)
+        with full_precision(y):
+            return self._inverse(y, context)
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Starts from data by name: sets whatever in this transform starts from data from these rows, anew.
+
+        Each part starts from what the parts before it, started already, make of the rows, in train and eval mode: its
+        outputs are standardised from there. Parts that `forward` runs backwards stay as they are, as does whatever does
+        not start from data.
+
+        Args:
+            x: Data, shape ``(*batch, *event)``: as many rows as there are, or some thousands.
+            context: As in `forward`.
+
+        Raises:
+            ShapeError: There are fewer than 2 rows, or as in `forward`.
+            FlowplugError: As in `forward`.
+
+        Example:
+            >>> flow = ComposedTransform(Whitening(2), ActNorm(2))
+            >>> flow.start(5 + 1e9 * torch.randn(1000, 2))
+        """
+        with starting(self):
+            self(x, context)
+
+    def reset(self) -> None:
+        """Undoes `start`, and any other start from data: these parts are as new, and start from what comes next."""
+        reset(self)
 
     @abc.abstractmethod
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]: ...
@@ -91,9 +129,20 @@ class Transform(nn.Module, abc.ABC):
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise InverseNotAvailable(f"{type(self).__name__} has no inverse")
 
+    def _like(self) -> Tensor | None:
+        """A tensor of the dtype and on the device of the transform, if it has any."""
+        like = next(self.parameters(), None)
+        own = (buffer for buffer in self.buffers(recurse=False) if buffer.is_floating_point())
+        return next(own, None) if like is None else like
+
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        name = type(self).__name__
-        _check_tensor(name, "input", x, like=next(self.parameters(), None))
+        name, like = type(self).__name__, self._like()
+        if like is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling() and like.is_inference():
+            raise DtypeError(
+                f"the weights of {name} were made inside torch.inference_mode, and have no derivatives: make it "
+                "outside, or call it under torch.no_grad()"
+            )
+        _check_tensor(name, "input", x, like=like)
         split = x.dim() - self.event_dim
         if split < 0 or not _fits(x.shape[split:], self.event_shape):
             wanted = f"{self.event_dim} event dimension(s)" if self.event_shape is None else f"{self.event_shape}"
@@ -138,7 +187,8 @@ def _check_tensor(name: str, role: str, x: Tensor, *, like: Tensor | None) -> No
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
             raise DtypeError(f"{name}: the {role} is {x.dtype}, expected {like.dtype}: convert one of them")
     # One kernel: a NaN or infinity anywhere leaves its mark on the sum. So does an overflow, hence the second look.
-    if not x.detach().sum().isfinite() and not (finite := x.isfinite()).all():
+    # Inside vmap neither can be read.
+    if known(x.detach().sum().isfinite()) is False and not (finite := x.isfinite()).all():
         bad = (~finite).nonzero()
         raise NonFiniteError(
             f"{name}: the {role} holds {len(bad)} NaN or infinite value(s), the first at index {tuple(bad[0].tolist())}"

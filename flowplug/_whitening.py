@@ -1,25 +1,36 @@
-"""Decorrelation with data-dependent initialisation."""
+"""Decorrelation that starts from data."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
+from flowplug._factors import Factorization, Factors
+from flowplug._moments import merge, nonzero, standardise, whitener
+from flowplug._precision import at_least_single, full_precision
+from flowplug._start import FromData
 from flowplug._transform import Transform
 
 
-class Whitening(Transform):
-    r"""An affine map, without parameters, that decorrelates and standardises the first batch it sees.
+class Whitening(FromData, Transform):
+    r"""An affine map, without parameters, that decorrelates and standardises the data it starts from.
 
-    .. math:: y = (\lambda \bar\sigma^2 I + (1 - \lambda) \Sigma)^{-1/2} (x - \mu), \qquad
+    .. math:: y = (\lambda I + (1 - \lambda) R)^{-1/2} S^{-1} (x - \mu), \qquad
         \mathrm{ladj} = \log |\det \partial y / \partial x|
 
-    with the mean and covariance of the first batch met by `forward` in train mode, and :math:`\bar\sigma^2` the mean
-    variance. The statistics are kept in buffers, as `ActNorm` keeps its own (saved, loaded, and broadcast by DDP). The
-    shrinkage :math:`\lambda` is the oracle-approximating one: near 0 for batches of many rows, near 1 where rows are
-    too few to tell directions apart. Before that batch the map is the identity; it stays so in a flow whose training
-    starts with `inverse`, as for a reverse KL divergence. Put a `DenseTransform` behind it to train the map: from this
-    start, and on scales of 1, it learns sooner.
+    with the mean, standard deviations S (a diagonal matrix) and correlation R of the first rows met by `forward` in
+    train mode, in whatever units, at least 64 and two for each feature: of the first batch, or, with a `StartWarning`,
+    of as many small ones as it takes, each counted before it is mapped. (A Gaussian fitted to 2 D rows is D / 8 nats
+    behind the best; more rows, by `start`, come nearer.) The shrinkage :math:`\lambda` is the oracle-approximating
+    one: near 0 for many rows, near 1, which changes scales only, where rows are too few to tell directions apart.
+    `start` takes the rows by name, in any mode, and `reset` goes back to the identity. A constant feature is centred
+    and left at its scale; one row gives no scale.
+
+    The statistics are kept in buffers (saved, loaded, averaged, and broadcast by DDP). Where training starts with
+    `inverse`, as for a reverse KL divergence, the map does not start from data later, and a `StartWarning` says so. Put
+    a `DenseTransform` behind it to train the map: from this start, and on scales of 1, it learns sooner.
 
     Reference: Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on
     Signal Processing 58, 2010, eq. (23), without its terms in 2 / D, as in scikit-learn.
@@ -40,9 +51,8 @@ class Whitening(Transform):
     event_dim = 1
     mean: Tensor
     weight: Tensor
-    inverse_weight: Tensor
-    log_det: Tensor
-    initialized: Tensor
+    spread: Tensor
+    correlation: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -50,43 +60,84 @@ class Whitening(Transform):
         if features < 1:
             raise ShapeError(f"Whitening needs at least 1 feature; got {features}")
         self.event_shape = (features,)
+        self.rows_needed = max(64, 2 * features)
+        # The map is mean and weight; inverse and log-det follow from the values these have at the time.
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("weight", torch.eye(features))
-        self.register_buffer("inverse_weight", torch.eye(features))
-        self.register_buffer("log_det", torch.zeros(()))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        # What the next batch of a start is merged with.
+        self.register_buffer("spread", torch.zeros(features))
+        self.register_buffer("correlation", torch.zeros(features, features))
+        self._factors = Factorization()
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        if self.training and x.numel() and not self.initialized:
-            self._initialize(x.detach().reshape(-1, x.shape[-1]))
-        # Hosts add to log-dets in place: every sample gets an entry of its own.
-        return (x - self.mean) @ self.weight, self.log_det.expand(x.shape[:-1]).clone()
+        self._meet(x)
+        # Weights as large as the data are alike cost half precision all of its digits.
+        with full_precision(x):
+            y = (x - self._steady(self.mean)) @ self._steady(self.weight)
+        return y, self._ladj(y)
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        if self.training and torch.is_grad_enabled():
-            # A later forward must not change the map that this graph differentiates.
-            self.initialized.fill_(1)
-        return y @ self.inverse_weight + self.mean, (-self.log_det).expand(y.shape[:-1]).clone()
+        self._keep()
+        scale, factors = self._parts()
+        rows = y.reshape(-1, y.shape[-1])
+        if factors is None:
+            matrix = at_least_single(self.weight / scale).mT
+            rows = torch.linalg.solve(matrix, rows.to(matrix.dtype).T).T.to(y.dtype)
+        else:
+            rows = factors.solve(rows)
+        x = rows.reshape(y.shape) / scale[:, 0] + self._steady(self.mean)
+        return x, -self._ladj(x)
 
-    @torch.no_grad()
-    def _initialize(self, x: Tensor) -> None:
-        self.mean.copy_(x.mean(0))
-        variances, directions = torch.linalg.eigh((x - self.mean).T @ (x - self.mean) / len(x))
-        level = variances.mean()
-        # Rows that are all equal but for rounding are centred and left at their scale.
-        if level > (torch.finfo(x.dtype).eps * x.abs().amax()) ** 2:
-            shrinkage = _shrinkage(variances.clamp(min=0), len(x))
-            scales = (shrinkage * level + (1 - shrinkage) * variances.clamp(min=0)).sqrt()
-            self.weight.copy_(directions / scales @ directions.T)
-            self.inverse_weight.copy_(directions * scales @ directions.T)
-            self.log_det.copy_(-scales.log().sum())
-        self.initialized.fill_(1)
+    def _ladj(self, x: Tensor) -> Tensor:
+        scale, factors = self._parts()
+        if factors is None:
+            value: Tensor = torch.linalg.slogdet(at_least_single(self.weight / scale)).logabsdet
+        else:
+            value = factors.logabsdet
+        # Hosts add to log-dets in place: every sample gets an entry of its own.
+        return (value + scale.log().sum()).to(x.dtype).expand(x.shape[:-1]).clone()
 
+    def _parts(self) -> tuple[Tensor, Factors | None]:
+        """The scale of each row of the weight, ``(D, 1)``, and the factors of the transpose of the rest.
 
-def _shrinkage(variances: Tensor, rows: int) -> Tensor:
-    """The share of the mean variance, from the variances along the principal directions."""
-    squares, square = variances.square().sum(), variances.sum().square()
-    unlike = (squares - square / len(variances)).clamp(min=0)  # 0 but for rounding where all are equal: a share of 1
-    return ((squares + square) / ((rows + 1) * unlike)).clamp(max=1)
+        The scales are those of the units, and would hide one row's change from another's rounding. There are no factors
+        where values cannot be compared: while compiling, and under vmap.
+        """
+        scale = nonzero(self.weight.abs().amax(1, keepdim=True))
+        if torch.compiler.is_compiling():
+            return scale, None
+        try:
+            return scale, self._factors((self.weight / scale).T)
+        except RuntimeError as error:
+            if "Batching rule" not in str(error):
+                raise
+            return scale, None
+
+    def _take_in(self, rows: Tensor, seen: float) -> None:
+        count = seen + len(rows)
+        before = self.mean.to(rows.dtype), self.spread.to(rows.dtype)
+        mean, std, scores = standardise(rows)
+        mean, std, (first, second, between) = merge(*before, mean, std, len(rows) / count)
+        correlation = (
+            first.outer(first) * self.correlation
+            + second.outer(second) * (scores.T @ scores / len(rows))
+            + between.outer(between)
+        )
+        self.mean.copy_(mean)
+        self.spread.copy_(std)
+        self.correlation.copy_(correlation)
+        if count >= 2:
+            self.weight.copy_(whitener(correlation, count) / nonzero(std)[:, None])
+
+    def _forget(self) -> None:
+        for zero in (self.mean, self.spread, self.correlation):
+            zero.zero_()
+        self.weight.copy_(torch.eye(len(self.weight)))
+
+    def _upgrade(self, state: dict[str, Any], prefix: str) -> None:
+        for derived in ("inverse_weight", "log_det"):
+            del state[prefix + derived]
+        state[f"{prefix}spread"] = torch.zeros_like(state[f"{prefix}mean"])
+        state[f"{prefix}correlation"] = torch.zeros_like(state[f"{prefix}weight"])

@@ -16,6 +16,7 @@ from flowplug._arguments import require_ints as require_ints
 from flowplug._arguments import require_numbers as require_numbers
 from flowplug._arguments import require_part as require_part
 from flowplug._errors import ContextError, ShapeError
+from flowplug._start import starting as starting
 from flowplug._transform import Transform
 
 Pair = tuple[Tensor, Tensor | float]

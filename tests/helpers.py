@@ -8,6 +8,8 @@ from torch import nn
 
 import flowplug as fp
 
+UNTRAINED = 0.0  # the limit of branches whose weights stay as they are
+
 
 class Scale(nn.Module):
     """g(x) = a x, with the bound |a|."""
@@ -22,7 +24,7 @@ class Scale(nn.Module):
 
 @fp.lipschitz_bound.register
 def _(module: Scale):
-    return fp.LipschitzBound(module.a.abs())
+    return fp.LipschitzBound(module.a.abs(), limit=UNTRAINED)
 
 
 class Coupled(nn.Module):
@@ -39,7 +41,7 @@ class Coupled(nn.Module):
 
 @fp.lipschitz_bound.register
 def _(module: Coupled):
-    return fp.LipschitzBound(torch.linalg.matrix_norm(module.matrix, 2), 2.0)
+    return fp.LipschitzBound(torch.linalg.matrix_norm(module.matrix, 2), 2.0, limit=UNTRAINED)
 
 
 class Bounded(fp.Branch):
@@ -75,7 +77,7 @@ class Matrix(nn.Module):
 
 @fp.lipschitz_bound.register
 def _(module: Matrix):
-    return fp.LipschitzBound(torch.linalg.matrix_norm(module.matrix, module.norm), module.norm)
+    return fp.LipschitzBound(torch.linalg.matrix_norm(module.matrix, module.norm), module.norm, limit=UNTRAINED)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from flowplug_normflows._bridge import from_normflows
 from flowplug_normflows._dense import Dense
 from flowplug_normflows._flow import ResidualFlow
 from flowplug_normflows._residual import Residual
+from flowplug_normflows._start import start
 from flowplug_normflows._transform import NormflowsFlow
 
-__all__ = ["Dense", "NormflowsFlow", "Residual", "ResidualFlow", "from_normflows"]
+__all__ = ["Dense", "NormflowsFlow", "Residual", "ResidualFlow", "from_normflows", "start"]

@@ -15,6 +15,7 @@ except ImportError as error:
 from flowplug_zuko._bridge import from_zuko
 from flowplug_zuko._dense import DenseFlow, DenseTransform
 from flowplug_zuko._residual import ResidualFlow, ResidualTransform
+from flowplug_zuko._start import start
 from flowplug_zuko._transform import BoundTransform, ZukoTransform
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "ResidualTransform",
     "ZukoTransform",
     "from_zuko",
+    "start",
 ]

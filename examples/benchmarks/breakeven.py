@@ -22,7 +22,7 @@ from benchmarks.measurements import Measurement, Recorded, hardware, median, ove
 from benchmarks.models import likelihood_loss
 from common.clock import paired, seconds
 
-ESTIMATES = {"training": fp.Krylov(), "evaluation": fp.Krylov(terms=fp.Roulette(fp.Geometric(0.5), exact=8))}
+ESTIMATES = {"training": fp.Krylov(), "evaluation": fp.Krylov(terms=fp.Converged(1e-4))}
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ class Stopped:
         survivals = (ROULETTE.length.survival(max(0, k - ROULETTE.exact), branch) for k in range(1, self.n + 1))
         return [(1 / survival, count) for survival in survivals]
 
+    def schedule_rows(self, uniform: Tensor, branch: fp.Branch) -> list[tuple[float, int]]:
+        """As `schedule`."""
+        return self.schedule(len(uniform), branch, None)
+
     def decay(self, bound: float) -> float:
         """Nothing is left to chance."""
         return 1.0

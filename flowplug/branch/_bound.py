@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial, singledispatch
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, singledispatch, wraps
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import require_instance
 from flowplug._errors import LipschitzError
+from flowplug._precision import full_precision
+from flowplug.branch._parts import require_plain
+
+Rules = TypeVar("Rules", bound=Callable[..., "LipschitzBound"])
 
 
 class LipschitzBound(NamedTuple):
@@ -22,6 +28,9 @@ class LipschitzBound(NamedTuple):
         codomain: The order :math:`q` where it differs; ``None`` if it is that of ``domain``.
         elementwise: Whether every entry of the output depends on the same entry of the input alone, so that ``value``
             bounds each slope. `PathNorm` is tighter for such activations, and exact Jacobians are faster.
+        limit: The largest ``value`` that any parameters can give, inf if none is known. Below 1, `ResidualTransform`
+            need not measure the bound while it trains. A number that belongs to a module without parameters is its
+            own limit.
 
     Example:
         >>> str(LipschitzBound(0.97, math.inf))
@@ -32,6 +41,7 @@ class LipschitzBound(NamedTuple):
     domain: float | None = None
     codomain: float | None = None
     elementwise: bool = False
+    limit: float = math.inf
 
     def __float__(self) -> float:
         """The value alone, without a graph."""
@@ -58,6 +68,45 @@ def dual_order(order: float) -> float:
     return 1.0 if math.isinf(order) else order / (order - 1)
 
 
+def outside_autocast(module: nn.Module) -> AbstractContextManager[Any]:
+    """In the precision of the weights, whatever a rule or a norm computes."""
+    parameter = next(module.parameters(), None)
+    return nullcontext() if parameter is None else full_precision(parameter)
+
+
+def _of_modules_as_they_are_called(rules: Rules) -> Rules:
+    """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
+
+    def checked(module: nn.Module) -> LipschitzBound:
+        require_instance("lipschitz_bound", "module", module, nn.Module, "LipschitzMLP(2)")
+        require_plain(module)
+        with outside_autocast(module):
+            found = rules(module)
+        if not isinstance(found, LipschitzBound):
+            raise LipschitzError(
+                f"the rule registered for {type(module).__name__} must return a LipschitzBound, such as "
+                f"LipschitzBound(0.5); got {found!r}"
+            )
+        if isinstance(found.value, Tensor) and found.value.is_meta:
+            raise LipschitzError(
+                f"{type(module).__name__} has weights on the meta device, without values or a bound: load them first"
+            )
+        if isinstance(found.value, Tensor) or next(module.parameters(), None) is not None:
+            return found
+        return found._replace(limit=min(found.limit, found.value))  # a constant
+
+    @wraps(rules)  # with its ``register``
+    def bound(module: nn.Module) -> LipschitzBound:
+        if not torch.compiler.is_compiling():
+            return checked(module)
+        # The dispatch cannot be compiled; no decorator, which would import the compiler.
+        found: LipschitzBound = torch.compiler.disable(checked)(module)  # type: ignore[no-untyped-call]
+        return found
+
+    return cast(Rules, bound)
+
+
+@_of_modules_as_they_are_called
 @singledispatch
 def lipschitz_bound(module: nn.Module) -> LipschitzBound:
     r"""A true upper bound on the Lipschitz constant of a module, and the norm it holds in.
@@ -75,7 +124,8 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
 
     Raises:
         LipschitzError: No bound is known for the module, its class replaces the ``forward`` of the class whose bound
-            is known, or the bounds of its parts do not share norms.
+            is known, a part has hooks or a ``forward`` of the instance's own (old ``weight_norm``, ``prune``, ...), the
+            bounds of its parts do not share norms, or its weights are on the meta device.
 
     Example:
         >>> class Halve(nn.Module):
@@ -87,7 +137,6 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
         >>> str(lipschitz_bound(Halve()))
         '0.5 in every p-norm'
     """
-    require_instance("lipschitz_bound", "module", module, nn.Module, "LipschitzMLP(2)")
     raise LipschitzError(
         f"no Lipschitz bound is known for {type(module).__module__}.{type(module).__qualname__}: build g from "
         "flowplug's Lipschitz layers, or register the bound of your module with @flowplug.lipschitz_bound.register"
@@ -160,7 +209,13 @@ def compose_bounds(name: str, *parts: LipschitzBound | nn.Module) -> LipschitzBo
         order = domain if codomain is None else codomain
     value = math.prod((bound.value for bound in bounds), start=1.0)
     elementwise = all(bound.elementwise for bound in bounds)
-    return LipschitzBound(value, start, None if order == start else order, elementwise)
+    limit = math.prod(bound.limit for bound in bounds)
+    return LipschitzBound(value, start, None if order == start else order, elementwise, limit)
+
+
+def on_meta(module: nn.Module) -> bool:
+    """Whether weights have no values yet, so that no bound can be measured before they are loaded."""
+    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def require_contraction(name: str, lipschitz: LipschitzBound) -> None:

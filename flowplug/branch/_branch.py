@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import require_instance
 from flowplug._errors import ShapeError
-from flowplug.branch._bound import LipschitzBound, lipschitz_bound
+from flowplug._reading import transformed
+from flowplug.branch._bound import LipschitzBound, lipschitz_bound, outside_autocast
+from flowplug.branch._parts import require_plain
 
 
 class Branch:
@@ -40,7 +44,12 @@ class Branch:
 
     @staticmethod
     def of(g: nn.Module, context: Tensor | None) -> Branch:
-        """The branch of ``g`` for rows of context ``(B, context_features)``."""
+        """The branch of ``g`` for rows of context ``(B, context_features)``.
+
+        Raises:
+            LipschitzError: A part of g has hooks, or a forward of the instance's own.
+        """
+        require_plain(g)
         return g.branch(context) if isinstance(g, BranchModule) else Branch(g, context)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -65,7 +74,8 @@ class Branch:
     def lipschitz_bound(self) -> LipschitzBound:
         """The bound of ``g`` from the weights of this pass as a number, measured and read once."""
         if self._lipschitz is None:
-            measured = self.certify()
+            with outside_autocast(self.g):
+                measured = self.certify()
             self._lipschitz = measured._replace(value=float(measured))
         return self._lipschitz
 
@@ -132,6 +142,10 @@ class AutogradLinearization(Linearization):
 
     def __init__(self, branch: Branch, x: Tensor) -> None:
         self._branch, self._at = branch, x
+        self._pull: Callable[..., Any] | None = None
+        if transformed():
+            self.y, self._pull, *_ = torch.func.vjp(lambda at: branch(at).to(x.dtype), x)
+            return
         with torch.enable_grad():
             # A view, not x: paths from x to the context or to other inputs are no part of the Jacobian, and the
             # caller's tensor is not marked.
@@ -140,6 +154,9 @@ class AutogradLinearization(Linearization):
 
     def vjp(self, v: Tensor, *, create_graph: bool = False, batched: bool = False) -> Tensor:
         """The products for ``v: (B, *event)``, or for a stack ``(K, B, *event)`` when ``batched``."""
+        if self._pull is not None:
+            products: Tensor = (torch.func.vmap(self._pull) if batched else self._pull)(v)[0]
+            return products if create_graph else products.detach()
         return torch.autograd.grad(
             self.y,
             self._x,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from flowplug._errors import LipschitzError
+from flowplug._precision import at_least_single
 from flowplug.branch._bound import LipschitzBound, compose_bounds, rule_for
 
 _SMOOTH = 15  # a threshold of Softplus from which on its jump, exp(-threshold) / beta, is below single precision
@@ -33,7 +34,7 @@ def _(module: nn.Sequential) -> LipschitzBound:
 
 @rule_for(nn.Linear)
 def _(module: nn.Linear) -> LipschitzBound:
-    return LipschitzBound(torch.linalg.matrix_norm(module.weight, 2), 2.0)
+    return LipschitzBound(torch.linalg.matrix_norm(at_least_single(module.weight), 2), 2.0)
 
 
 @rule_for(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle)

@@ -1,14 +1,19 @@
 """Element-wise bijections of the real line, inverted by a safeguarded Newton iteration."""
 
+from __future__ import annotations
+
 import abc
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from flowplug._errors import NotConverged
+from flowplug._precision import at_least_single
 from flowplug._transform import Transform
+from flowplug.dense._arguments import number, whole
 
 
 class Elementwise(Transform):
@@ -23,7 +28,7 @@ class Elementwise(Transform):
 
     def __init__(self, event_dim: int) -> None:
         super().__init__()
-        self.event_dim = event_dim
+        self.event_dim = whole(f"{type(self).__name__}(event_dim)", event_dim, least=0)
 
     @abc.abstractmethod
     def value(self, x: Tensor) -> Tensor:
@@ -35,18 +40,17 @@ class Elementwise(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        return self.value(x), self._ladj(x)
+        single = at_least_single(x)
+        return self.value(single).to(x.dtype), self._ladj(single).to(x.dtype)
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        x = self._solve(y.detach())
-        if torch.is_grad_enabled():
-            # One more Newton step at the fixed solution has the derivative of the inverse.
-            x = x - (self.value(x) - y) / self.slope(x)
-        return x, -self._ladj(x)
+        single: Tensor = _Root.apply(at_least_single(y), self)  # type: ignore[no-untyped-call]
+        return single.to(y.dtype), -self._ladj(single).to(y.dtype)
 
     def _ladj(self, x: Tensor) -> Tensor:
-        return self.slope(x).log().flatten(x.dim() - self.event_dim).sum(-1)
+        # A dimension at the end is summed over where events have none.
+        return self.slope(x).log()[..., None].flatten(x.dim() - self.event_dim).sum(-1)
 
     @torch.no_grad()
     def _solve(self, y: Tensor) -> Tensor:
@@ -55,12 +59,14 @@ class Elementwise(Transform):
         gap = y - self.value(torch.zeros_like(y))
         # The slope lies between its bounds, so the solution does between gap / most and gap / least.
         low, high = torch.minimum(gap / most, gap / least), torch.maximum(gap / most, gap / least)
-        x, epsilon = (low + high) / 2, torch.finfo(y.dtype).eps
+        largest, epsilon = torch.finfo(y.dtype).max, torch.finfo(y.dtype).eps
+        low, high = low.clamp(min=-largest), high.clamp(max=largest)
+        x = low + (high - low) / 2
         for _ in range(self.max_steps):
             error = self.value(x) - y
             low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
             step = x - error / self.slope(x)
-            following = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+            following = torch.where((step >= low) & (step <= high), step, low + (high - low) / 2)
             small = error.abs() <= 2 * epsilon * (1 + y.abs())
             done = small | ((following - x).abs() <= 4 * epsilon * (1 + x.abs()))
             x = following
@@ -70,6 +76,35 @@ class Elementwise(Transform):
             f"{type(self).__name__} was not inverted in {self.max_steps} Newton steps for {int((~done).sum())} "
             f"entries; the largest error is {float((self.value(x) - y).abs().max()):.3g}"
         )
+
+
+class _Root(torch.autograd.Function):
+    """The solution, with the derivatives of the inverse function; entries are solved for on their own."""
+
+    @staticmethod
+    def forward(y: Tensor, activation: Elementwise) -> Tensor:
+        return activation._solve(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        ctx.activation = inputs[1]
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return grads[0] / ctx.activation.slope(*ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ANN401
+        tangent: Tensor = tangents[0] / ctx.activation.slope(*ctx.saved_tensors)
+        return tangent
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], y: Tensor, activation: Elementwise) -> tuple[Tensor, int]:  # noqa: ANN401
+        del info
+        root: Tensor = _Root.apply(y, activation)  # type: ignore[no-untyped-call]
+        return root, in_dims[0]
 
 
 class SmoothLeakyReLU(Elementwise):
@@ -82,9 +117,10 @@ class SmoothLeakyReLU(Elementwise):
 
     Args:
         negative_slope: The slope a for large negative x, in (0, 1].
-        event_dim: Number of event dimensions.
+        event_dim: Number of event dimensions, 0 for entries that are events of their own.
 
     Raises:
+        ShapeError: ``event_dim`` is not a whole number of at least 0.
         ValueError: ``negative_slope`` is not in (0, 1].
 
     Example:
@@ -96,13 +132,14 @@ class SmoothLeakyReLU(Elementwise):
 
     def __init__(self, negative_slope: float = 0.3, *, event_dim: int = 1) -> None:
         super().__init__(event_dim)
-        if not 0 < negative_slope <= 1:
+        self.negative_slope = number("SmoothLeakyReLU(negative_slope)", negative_slope)
+        if not 0 < self.negative_slope <= 1:
             raise ValueError(f"SmoothLeakyReLU(negative_slope) must be in (0, 1]; got {negative_slope}")
-        self.negative_slope, self.slopes = negative_slope, (negative_slope, 1.0)
+        self.slopes = (self.negative_slope, 1.0)
 
     def value(self, x: Tensor) -> Tensor:
         """The function, of the shape of ``x``."""
-        return self.negative_slope * x + (1 - self.negative_slope) * functional.softplus(x, threshold=50)
+        return torch.lerp(x, functional.softplus(x, threshold=50), 1 - self.negative_slope)
 
     def slope(self, x: Tensor) -> Tensor:
         """Its derivative, of the shape of ``x``."""
@@ -120,9 +157,10 @@ class TanhLinear(Elementwise):
     Args:
         steepness: The factor a inside, positive.
         linear: The slope b of the line, positive.
-        event_dim: Number of event dimensions.
+        event_dim: Number of event dimensions, 0 for entries that are events of their own.
 
     Raises:
+        ShapeError: ``event_dim`` is not a whole number of at least 0.
         ValueError: ``steepness`` or ``linear`` is not positive.
 
     Example:
@@ -133,6 +171,7 @@ class TanhLinear(Elementwise):
 
     def __init__(self, steepness: float = 1.0, linear: float = 0.1, *, event_dim: int = 1) -> None:
         super().__init__(event_dim)
+        steepness, linear = number("TanhLinear(steepness)", steepness), number("TanhLinear(linear)", linear)
         if not (0 < steepness < math.inf and 0 < linear < math.inf):
             raise ValueError(f"TanhLinear needs positive steepness and linear; got {steepness} and {linear}")
         self.steepness, self.linear, self.slopes = steepness, linear, (linear, linear + steepness)

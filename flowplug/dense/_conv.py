@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowplug._errors import SecondDerivativeError, ShapeError, SingularMatrixError
+from flowplug._errors import ShapeError, SingularMatrixError
+from flowplug._precision import at_least_single
+from flowplug._reading import known
 from flowplug._transform import Transform
+from flowplug.dense._affine import once
+from flowplug.dense._arguments import elementwise, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._transform import DenseTransform, require_invertible
 
@@ -75,10 +79,10 @@ class CircularConv2d(Transform):
         init: Fills the middle tap ``(C, C)`` in place; all others start at 0.
 
     Raises:
-        ShapeError: ``channels`` or ``kernel_size`` is below 1, an image is smaller than the kernel or has other
-            channels.
+        ShapeError: ``channels`` or ``kernel_size`` is not a whole number of at least 1, an image is smaller than the
+            kernel or has other channels; of the activation, as in `DenseTransform`.
         SingularMatrixError: The matrix of a frequency is singular to working precision.
-        SecondDerivativeError: In the backward pass of `forward`, if a graph of it is asked for.
+        SecondDerivativeError: A derivative by w or b, from `forward`, is differentiated again.
 
     Example:
         >>> y, ladj = CircularConv2d(3, kernel_size=5)(torch.randn(5, 3, 8, 8))
@@ -99,15 +103,14 @@ class CircularConv2d(Transform):
         init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
         super().__init__()
-        if channels < 1 or kernel_size < 1:
-            raise ShapeError(f"CircularConv2d needs channels and kernel_size >= 1; got {channels} and {kernel_size}")
+        channels, size = whole("CircularConv2d(channels)", channels), whole("CircularConv2d(kernel_size)", kernel_size)
+        elementwise("CircularConv2d", activation, channels)
+        strategy("CircularConv2d(gradient)", gradient, "precondition")
         self.event_shape = (channels, None, None)
-        self.before = (kernel_size - 1) // 2  # taps before the middle one
-        self.weight = nn.Parameter(torch.zeros(channels, channels, kernel_size, kernel_size))
-        tap = torch.empty(channels, channels)
-        init(tap)
+        self.before = (size - 1) // 2  # taps before the middle one
+        self.weight = nn.Parameter(torch.zeros(channels, channels, size, size))
         with torch.no_grad():
-            self.weight[:, :, self.before, self.before] = tap
+            self.weight[:, :, self.before, self.before] = started("CircularConv2d", init, channels)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.activation, self.gradient = activation, gradient
 
@@ -118,7 +121,8 @@ class CircularConv2d(Transform):
         y = functional.conv2d(padded, weight, bias).to(weight.dtype).reshape(x.shape)
         ladj = self._logabsdet(self.spectrum(weight, self._size(x)), x).expand(x.shape[:-3])
         if self.activation is None:
-            return y, ladj
+            # Hosts add to log-dets in place: every sample gets an entry of its own.
+            return y, ladj.clone()
         y, other = self.activation(y.movedim(-3, -1), context)
         return y.movedim(-1, -3), ladj + other.sum((-2, -1))
 
@@ -134,13 +138,13 @@ class CircularConv2d(Transform):
         ladj = self._logabsdet(spectrum, y).expand(y.shape[:-3])
         images = (y - self._shift()[:, None, None]).reshape(-1, *y.shape[-3:])
         if len(images):  # some FFT libraries refuse empty batches
-            waves = torch.fft.rfft2(images).permute(2, 3, 1, 0)
-            images = torch.fft.irfft2(torch.linalg.solve(spectrum, waves).permute(3, 2, 0, 1), s=size)
+            waves = torch.fft.rfft2(at_least_single(images)).permute(2, 3, 1, 0)
+            images = torch.fft.irfft2(torch.linalg.solve(spectrum, waves).permute(3, 2, 0, 1), s=size).to(y.dtype)
         return images.reshape(y.shape), other - ladj
 
     def spectrum(self, weight: Tensor, size: tuple[int, int]) -> Tensor:
         """The matrices ``(H, W // 2 + 1, C, C)`` of a kernel at the frequencies of real images of that size."""
-        taps = functional.pad(weight, (0, size[1] - weight.shape[-1], 0, size[0] - weight.shape[-2]))
+        taps = functional.pad(at_least_single(weight), (0, size[1] - weight.shape[-1], 0, size[0] - weight.shape[-2]))
         taps = taps.roll((-self.before, -self.before), dims=(-2, -1))
         # Networks correlate, w * x = sum_t w(t) x(p + t), hence the conjugate.
         spectrum: Tensor = torch.fft.rfft2(taps).conj()
@@ -152,18 +156,34 @@ class CircularConv2d(Transform):
         taps = taps.roll((self.before, self.before), dims=(-2, -1))
         return taps[..., : self.weight.shape[-2], : self.weight.shape[-1]]
 
+    def directions(
+        self, weight: Tensor, bias: Tensor, by_weight: Tensor, by_bias: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Kernel and bias from their ordinary gradients, as ``gradient`` preconditions them."""
+        spectrum, by_spectrum = self.spectrum(weight, size), self.spectrum(by_weight, size)
+        # A shift at pixel 0 has the same coefficient at every frequency.
+        column, by_column = (b.to(spectrum).expand(spectrum.shape[:-1])[..., None] for b in (bias, by_bias))
+        last = torch.zeros_like(spectrum[..., :1, :])
+        matrix = torch.cat(
+            [torch.cat([spectrum, column], -1), torch.cat([last, torch.ones_like(last[..., :1])], -1)], -2
+        )
+        direction = self.gradient.precondition(torch.cat([by_spectrum, by_column], -1), matrix)
+        by_weight = self.taps(direction[..., :-1], size).to(weight.dtype)
+        by_bias = torch.fft.irfft2(direction[..., -1].permute(2, 0, 1), s=size)[:, 0, 0]
+        return by_weight, by_bias.to(bias.dtype)
+
     def _logabsdet(self, spectrum: Tensor, x: Tensor) -> Tensor:
         logabsdets: Tensor = torch.linalg.slogdet(spectrum).logabsdet
-        singular = int((~logabsdets.isfinite()).sum())
-        if singular:
+        finite = logabsdets.isfinite()
+        if known(finite.all()) is False:
             raise SingularMatrixError(
-                f"CircularConv2d({self.extra_repr()}) is singular or not finite at {singular} of {logabsdets.numel()} "
-                "frequencies"
+                f"CircularConv2d({self.extra_repr()}) is singular or not finite at {int((~finite).sum())} of "
+                f"{finite.numel()} frequencies"
             )
         # Of each pair of conjugate frequencies one is stored; the first column, and the last of an even width, pair up
         # within themselves.
         total: Tensor = 2 * logabsdets.sum() - logabsdets[:, 0].sum()
-        return total - logabsdets[:, -1].sum() if x.shape[-1] % 2 == 0 else total
+        return (total - logabsdets[:, -1].sum() if x.shape[-1] % 2 == 0 else total).to(x.dtype)
 
     def _size(self, x: Tensor) -> tuple[int, int]:
         size = (x.shape[-2], x.shape[-1])
@@ -185,25 +205,21 @@ class CircularConv2d(Transform):
 class _Preconditioned(torch.autograd.Function):
     """The kernel and bias as they are; their gradients preconditioned."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        weight: Tensor,
-        bias: Tensor,
-        conv: CircularConv2d,
-        size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor]:
-        ctx.conv, ctx.size = conv, size
-        ctx.save_for_backward(weight, bias)
+    def forward(weight: Tensor, bias: Tensor, conv: CircularConv2d, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        del conv, size
         return weight.view_as(weight), bias.view_as(bias)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+        del output
+        weight, bias, ctx.conv, ctx.size = inputs
+        ctx.save_for_backward(weight, bias)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        if torch.is_grad_enabled():
-            raise SecondDerivativeError(
-                "CircularConv2d is differentiable once: its relative gradient is no gradient that could be "
-                "differentiated; call autograd without create_graph=True"
-            )
         conv: CircularConv2d = ctx.conv
         weight, bias = ctx.saved_tensors
         # The directions of kernel and bias mix the gradients of both; a frozen one has none.
@@ -211,13 +227,12 @@ class _Preconditioned(torch.autograd.Function):
             grad if needed else torch.zeros_like(grad)
             for grad, needed in zip(grads, ctx.needs_input_grad[:2], strict=True)
         )
-        spectrum, by_spectrum = conv.spectrum(weight, ctx.size), conv.spectrum(by_weight, ctx.size)
-        # A shift at pixel 0 has the same coefficient at every frequency.
-        column, by_column = (b.to(spectrum).expand(spectrum.shape[:-1])[..., None] for b in (bias, by_bias))
-        last = torch.zeros_like(spectrum[..., :1, :])
-        matrix = torch.cat(
-            [torch.cat([spectrum, column], -1), torch.cat([last, torch.ones_like(last[..., :1])], -1)], -2
-        )
-        direction = conv.gradient.precondition(torch.cat([by_spectrum, by_column], -1), matrix)
-        by_weight = conv.taps(direction[..., :-1], ctx.size)
-        return by_weight, torch.fft.irfft2(direction[..., -1].permute(2, 0, 1), s=ctx.size)[:, 0, 0], None, None
+        with torch.no_grad():
+            directions = conv.directions(weight, bias, by_weight, by_bias, ctx.size)
+        by_weight, by_bias = (once(direction, weight, bias, *grads, name="CircularConv2d") for direction in directions)
+        return by_weight, by_bias, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        weight, bias, *_ = tangents
+        return weight.view_as(weight), bias.view_as(bias)

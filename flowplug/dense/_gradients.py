@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from flowplug._precision import at_least_single
+
 
 class Affine(NamedTuple):
     """One evaluation of ``y = W x + b`` and the gradients that came back to it.
@@ -64,8 +66,7 @@ class Relative:
     def __call__(self, affine: Affine) -> tuple[Tensor, Tensor]:
         """``(D, D)`` and ``(D,)``."""
         weight, bias, _, y, delta, by_ladj = affine
-        # In place: a second D x D tensor would cost a good part of the training step in page faults.
-        by_weight = (delta.T @ (y @ weight)).addcmul_(weight, by_ladj)
+        by_weight = _plus(delta.T @ (y @ weight), weight, by_ladj)
         return by_weight, delta.T @ (y @ bias) + delta.sum(0) + by_ladj * bias
 
     def precondition(self, gradient: Tensor, matrix: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class TransposedRelative:
         """``(D, D)`` and ``(D,)``."""
         weight, _, x, _, delta, by_ladj = affine
         delta = (delta @ weight) @ weight.T
-        return (delta.T @ x).addcmul_(weight, by_ladj), delta.sum(0)
+        return _plus(delta.T @ x, weight, by_ladj), delta.sum(0)
 
     def precondition(self, gradient: Tensor, matrix: Tensor) -> Tensor:
         r"""The same from the ordinary gradient: :math:`W W^H [\nabla W, \nabla b]`, shape ``(*, D, D + 1)``."""
@@ -112,10 +113,22 @@ class Euclidean:
 
     def __call__(self, affine: Affine) -> tuple[Tensor, Tensor]:
         """``(D, D)`` and ``(D,)``."""
-        inverse: Tensor = torch.linalg.inv(affine.weight)
+        inverse: Tensor = torch.linalg.inv(at_least_single(affine.weight)).to(affine.weight.dtype)
         return affine.delta.T @ affine.x + affine.by_ladj * inverse.T, affine.delta.sum(0)
 
     def precondition(self, gradient: Tensor, matrix: Tensor) -> Tensor:
         """The gradient itself."""
         del matrix
         return gradient
+
+
+def under_torch_func() -> bool:
+    """Whether vmap, grad or another transform of torch.func is at work, where tensors may be more than they seem."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def _plus(products: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+    """``products + factor W``, in ``products`` where that may be: a second D x D tensor costs a part of a step."""
+    add = torch.addcmul if under_torch_func() else Tensor.addcmul_
+    total: Tensor = add(products, weight, factor)
+    return total

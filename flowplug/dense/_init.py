@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug.dense._arguments import number
+
 
 @dataclass(frozen=True)
 class ScaledIdentity:
@@ -25,7 +27,7 @@ class ScaledIdentity:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.scale == 0 or not math.isfinite(self.scale):
+        if number("ScaledIdentity(scale)", self.scale) == 0 or not math.isfinite(self.scale):
             raise ValueError(f"ScaledIdentity(scale) must be finite and not 0; got {self.scale}")
 
     @torch.no_grad()

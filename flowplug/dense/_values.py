@@ -3,6 +3,32 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
+from flowplug.dense._arguments import whole
+
+
+class Kept:
+    """A value of log|det W| that serves passes after the one it was computed for.
+
+    Attributes:
+        value: The value.
+        age: How many passes it has served.
+    """
+
+    def __init__(self, weight: Tensor, value: Tensor) -> None:
+        self.value, self.age = value, 1
+        self._weight, self._copy = weight, weight.detach().clone()
+        self._reach = torch.linalg.vector_norm(self._copy) / 2
+
+    @torch.no_grad()
+    def serves(self, weight: Tensor) -> bool:
+        """Whether W is the same parameter, and nearer to where it was than any few steps would take it."""
+        if weight is not self._weight or (weight.dtype, weight.device) != (self._copy.dtype, self._copy.device):
+            return False
+        return bool(torch.dist(weight, self._copy) <= self._reach)
+
 
 class DenseValue(Protocol):
     """Decides when the value is computed anew.
@@ -34,11 +60,14 @@ class ExactValue:
 class Deferred:
     """Every so many forward passes in train mode, for large D; the loss shows an old value in between.
 
+    An old value ends before its time where W has moved by half its norm (Frobenius) since, and with `load_state_dict`,
+    ``to()``, a change between train and eval mode, or another tensor in the place of W.
+
     Args:
         every: Number of forward passes that share one value, at least 1.
 
     Raises:
-        ValueError: ``every`` is below 1.
+        ShapeError: ``every`` is not a whole number of at least 1.
 
     Example:
         >>> transform = DenseTransform(3, value=Deferred(every=100))
@@ -47,8 +76,7 @@ class Deferred:
     every: int = 100
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"Deferred(every=...) must be at least 1; got {self.every}")
+        whole("Deferred(every)", self.every)
 
     def due(self, age: int) -> bool:
         """Every ``every`` passes."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowplug._noise import Noise
+from flowplug._precision import at_least_single
 from flowplug.branch import Branch
 
 
@@ -26,6 +27,7 @@ class ExactLogDet:
         """``g(x): (B, *event)`` and the log-det ``(B,)`` in nats."""
         del noise
         y, jacobian = branch.jacobian(x)
-        # Under autocast the products may be half precision, which the determinant does not support.
-        eye = torch.eye(jacobian.shape[-1], dtype=x.dtype, device=x.device)
-        return y, torch.linalg.slogdet(eye + jacobian.to(x.dtype)).logabsdet
+        # Determinants do not come in half precision, which the model or autocast may have.
+        jacobian = at_least_single(jacobian.to(x.dtype))
+        eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=x.device)
+        return y, torch.linalg.slogdet(eye + jacobian).logabsdet.to(x.dtype)

@@ -8,6 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from flowplug._arguments import require_ints
+from flowplug._precision import at_least_single
+from flowplug.logdet._field import Field
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Probes(abc.ABC):
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Probes ``(samples, *like.shape)`` in the dtype and on the device of ``like``."""
 
+    def follow(self, x: Tensor, field: Field, generator: Generator | None) -> Tensor:
+        """Probes ``(samples, *x.shape)`` that are functions of the rows ``x: (B, *event)``, for eval mode.
+
+        Here one draw for all rows; the probes of flowplug take from the ``field`` numbers that differ from row to row,
+        so that the noise of a mean over rows shrinks with their number.
+        """
+        del field
+        return self.draw(x.detach()[:1], generator).expand(-1, *x.shape) if len(x) else self.draw(x, generator)
+
 
 @dataclass(frozen=True)
 class Rademacher(Probes):
@@ -51,6 +62,11 @@ class Rademacher(Probes):
         bits = torch.randint(2, (self.samples, *like.shape), generator=generator, device=like.device)
         return bits.to(like.dtype) * 2 - 1
 
+    def follow(self, x: Tensor, field: Field, generator: Generator | None) -> Tensor:
+        r"""Entries :math:`\sqrt 2 \cos \theta`, as signs would jump."""
+        del generator
+        return _waves(self, x, field)
+
 
 @dataclass(frozen=True)
 class Gaussian(Probes):
@@ -65,6 +81,11 @@ class Gaussian(Probes):
         """Standard normal entries."""
         shape = (self.samples, *like.shape)
         return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    def follow(self, x: Tensor, field: Field, generator: Generator | None) -> Tensor:
+        r"""Entries :math:`\sqrt 2 \cos \theta`, of less variance than normal ones."""
+        del generator
+        return _waves(self, x, field)
 
 
 @dataclass(frozen=True)
@@ -86,13 +107,31 @@ class Orthogonal(Probes):
 
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Uniformly random orthogonal frames."""
-        flat = like.flatten(1)
-        rows, size = flat.shape
+        rows, size = self._sizes(like)
+        shape = (rows, size, self.samples)
+        frames = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        return self._orthogonal(frames, like)
+
+    def follow(self, x: Tensor, field: Field, generator: Generator | None) -> Tensor:
+        r"""Frames from entries :math:`\sqrt 2 \cos \theta`."""
+        del generator
+        rows, size = self._sizes(x)
+        return self._orthogonal(field.waves(torch.Size((self.samples, rows, size))).permute(1, 2, 0), x)
+
+    def _sizes(self, x: Tensor) -> tuple[int, int]:
+        rows, size = x.flatten(1).shape
         if self.samples > size:
             raise ValueError(
                 f"Orthogonal(samples={self.samples}) needs events of as many dimensions; these have {size}"
             )
-        shape = (rows, size, self.samples)
-        frames = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-        basis: Tensor = torch.linalg.qr(frames)[0]
-        return math.sqrt(size) * basis.permute(2, 0, 1).reshape(self.samples, *like.shape)
+        return rows, size
+
+    def _orthogonal(self, frames: Tensor, like: Tensor) -> Tensor:
+        """Of the columns of ``frames: (B, D, samples)``."""
+        basis: Tensor = torch.linalg.qr(at_least_single(frames))[0]
+        probes = math.sqrt(basis.shape[1]) * basis.permute(2, 0, 1)
+        return probes.reshape(self.samples, *like.shape).to(like.dtype)
+
+
+def _waves(probes: Probes, x: Tensor, field: Field) -> Tensor:
+    return field.waves(torch.Size((probes.samples, *x.shape))).to(x.dtype)

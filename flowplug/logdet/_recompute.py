@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug._errors import LipschitzError, SecondDerivativeError
+from flowplug._derivatives import once
+from flowplug._errors import LipschitzError
+from flowplug._reading import transformed
 from flowplug.branch import Branch
 from flowplug.logdet._neumann import Neumann
 from flowplug.logdet._recurrence import Draw, Solved
 from flowplug.logdet._series import Gradient, Problem, Series, require_gradient
+
+_ONCE = (
+    "Recompute is differentiable once: for a second derivative (score matching, Hessians) pass logdet=ExactLogDet() or "
+    "PowerSeries(gradient=Autograd()) to the residual transform, and the same as eval_logdet in eval mode"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Recompute(Gradient):
     Raises:
         TypeError: ``gradient`` is no gradient.
         LipschitzError: g draws random numbers (dropout): it would be another function when recomputed.
-        SecondDerivativeError: In the backward pass, if a graph of it is asked for.
+        SecondDerivativeError: When a derivative is differentiated.
 
     Example:
         >>> logdet = Krylov(gradient=Recompute(Neumann()))
@@ -57,6 +64,8 @@ class Recompute(Gradient):
 
     def __call__(self, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         """The value, with a gradient that is computed when asked for."""
+        if transformed():  # torch.func keeps its own graph, whatever is recomputed
+            return self.gradient(series, branch, x, draws)
         named = dict(branch.g.named_parameters())
         y, ladj = _Recomputed.apply(  # type: ignore[no-untyped-call]
             self.gradient, series, branch, draws, tuple(named), x, branch.context, *named.values()
@@ -109,10 +118,6 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        if torch.is_grad_enabled():
-            raise SecondDerivativeError(
-                "Recompute is differentiable once: call autograd without create_graph=True, or use Neumann()"
-            )
         tensors, size = ctx.saved_tensors, len(Solved._fields)  # once: checkpointing lets them be unpacked once
         flat, saved = tensors[: size * ctx.count], tensors[size * ctx.count :]
         solved = [Solved(*flat[i : i + size]) for i in range(0, len(flat), size)]
@@ -127,8 +132,12 @@ class _Recomputed(torch.autograd.Function):
         # The log-det of an affine branch with frozen weights is a constant.
         used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
         targets, seeds = zip(*used, strict=True)
-        found = iter(torch.autograd.grad(targets, wanted, seeds, allow_unused=True))
-        return (None,) * 5 + tuple(None if leaf is None or not leaf.requires_grad else next(found) for leaf in leaves)
+        found = torch.autograd.grad(targets, wanted, [seed.detach() for seed in seeds], allow_unused=True)
+        if torch.is_grad_enabled():
+            sources = [tensor for tensor in (*saved, *grads) if tensor is not None and tensor.requires_grad]
+            found = tuple(None if part is None else once(part, _ONCE, *sources) for part in found)
+        parts = iter(found)
+        return (None,) * 5 + tuple(None if leaf is None or not leaf.requires_grad else next(parts) for leaf in leaves)
 
 
 def _repeatable(series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from flowplug._arguments import require_part
 from flowplug._noise import Noise
+from flowplug._reading import refuse_vmap
 from flowplug.branch import Branch, Linearization, LipschitzBound
 from flowplug.logdet._control import Control
+from flowplug.logdet._field import Field
 from flowplug.logdet._probes import Probes
 from flowplug.logdet._recurrence import Draw, Recurrence, Solved
 from flowplug.logdet._terms import Terms
@@ -134,17 +137,35 @@ class Series(abc.ABC):
 
     def _draw(self, branch: Branch, x: Tensor, noise: Noise) -> list[Draw]:
         """The randomness of every probe."""
-        generator, draws = noise.generator(x.device), []
+        refuse_vmap(
+            f"{type(self).__name__}(...) draws random numbers, and rows end their series one by one",
+            "pass logdet=ExactLogDet(), or call the transform on the whole batch, of any number of dimensions",
+        )
+        draws = self._by_content(branch, x, noise) if noise.by_content else self._by_place(branch, x, noise)
+        return [self._checked(draw) for draw in draws]
+
+    def _by_place(self, branch: Branch, x: Tensor, noise: Noise) -> Iterator[Draw]:
+        """Numbers for each place in the batch."""
+        generator = noise.generator(x.device)
         for v in self.probes.draw(x, generator):
             permutation = torch.randperm(len(x), generator=generator, device=x.device)
-            schedule = self.terms.schedule(len(x), branch, noise.generator("cpu"))
-            if isinstance(schedule, Iterator):
-                raise TypeError(
-                    f"the schedule of {self.terms} is used up by one pass, and Recompute takes two: return a list, not "
-                    f"a {type(schedule).__name__}"
-                )
-            draws.append(Draw(v, schedule, permutation))
-        return draws
+            yield Draw(v, self.terms.schedule(len(x), branch, noise.generator("cpu")), permutation)
+
+    def _by_content(self, branch: Branch, x: Tensor, noise: Noise) -> Iterator[Draw]:
+        """Numbers for each row, wherever it stands."""
+        generator = noise.generator(x.device)
+        field = Field(x, generator)
+        for v in self.probes.follow(x, field, generator):
+            uniform, permutation = (field.angles(1).squeeze(1) / (2 * math.pi)).remainder(1).sort()
+            yield Draw(v, self.terms.schedule_rows(uniform.cpu().double(), branch), permutation)
+
+    def _checked(self, draw: Draw) -> Draw:
+        if isinstance(draw.schedule, Iterator):
+            raise TypeError(
+                f"the schedule of {self.terms} is used up by one pass, and Recompute takes two: return a list, not "
+                f"a {type(draw.schedule).__name__}"
+            )
+        return draw
 
     def check(self, lipschitz: LipschitzBound) -> None:
         """Warns where the estimate may have infinite variance for a branch with this bound."""
@@ -178,7 +199,8 @@ class Series(abc.ABC):
         # The waiting number is what the product with u holds beyond the known part.
         value, product = pair.unbind(1)
         share = torch.where(waiting[:, 1] == 0, 0.0, waiting[:, 0] / waiting[:, 1])
-        return Solved(v, u, value - share * product, share)
+        # Forward-mode derivatives pass through no_grad: u and what is known are constants in these as well.
+        return Solved(v, u.detach(), (value - share * product).detach(), share.detach())
 
 
 class _Running:

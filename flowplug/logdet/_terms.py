@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from flowplug._arguments import require_ints, require_numbers, require_part
 from flowplug._errors import NotConverged
@@ -40,6 +40,14 @@ class Terms(Protocol):
             count: Number of rows at the start; that of later terms does not grow.
             branch: g, of which only the Lipschitz bound may be asked: what depends on the sample would bias it.
             generator: One of the CPU, so that no GPU has to be waited for; ``None`` for torch's own.
+        """
+
+    def schedule_rows(self, uniform: Tensor, branch: Branch) -> Iterable[tuple[float, int]]:
+        """The same for eval mode, where the length of a row is a function of its own content.
+
+        Args:
+            uniform: A number in [0, 1) for every row, ascending; it is the first rows that stay.
+            branch: As in `schedule`.
         """
 
     def decay(self, bound: float) -> float:
@@ -77,6 +85,10 @@ class Truncated:
         """Weight 1 and all rows, ``n`` times."""
         del branch, generator
         return [(1.0, count)] * self.n
+
+    def schedule_rows(self, uniform: Tensor, branch: Branch) -> Iterable[tuple[float, int]]:
+        """As `schedule`: nothing is left to chance."""
+        return self.schedule(len(uniform), branch, None)
 
     def decay(self, bound: float) -> float:
         """1."""
@@ -123,6 +135,10 @@ class Converged:
         """
         del branch, generator
         return _UntilConverged(self, count)
+
+    def schedule_rows(self, uniform: Tensor, branch: Branch) -> Iterable[tuple[float, int]]:
+        """As `schedule`: nothing is left to chance."""
+        return self.schedule(len(uniform), branch, None)
 
     def decay(self, bound: float) -> float:
         """1."""
@@ -191,6 +207,18 @@ class Roulette:
         """Weight 1 and all rows for the exact terms, then about ``count * P(M >= m)`` rows, weighted to match."""
         draw = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
         return [*[(1.0, count)] * self.exact, *self._tail(count, branch, draw)]
+
+    def schedule_rows(self, uniform: Tensor, branch: Branch) -> Iterable[tuple[float, int]]:
+        """Weight 1 and all rows for the exact terms, then those whose number is below P(M >= m), in no groups."""
+        return [*[(1.0, len(uniform))] * self.exact, *self._alone(uniform, branch)]
+
+    def _alone(self, uniform: Tensor, branch: Branch) -> Iterator[tuple[float, int]]:
+        for m in itertools.count(1):
+            survival = self.length.survival(m, branch)
+            left = int(torch.searchsorted(uniform, torch.tensor(survival, dtype=uniform.dtype)))
+            if not left:
+                return
+            yield 1 / survival, left
 
     def _tail(self, count: int, branch: Branch, draw: float) -> Iterator[tuple[float, int]]:
         group = max(1, min(self.group, count))

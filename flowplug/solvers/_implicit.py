@@ -7,13 +7,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowplug._errors import InverseNotAvailable, SecondDerivativeError
+from flowplug._derivatives import once
+from flowplug._errors import InverseNotAvailable
+from flowplug._precision import full_precision
+from flowplug._reading import refuse_vmap, transformed
 from flowplug.branch import Branch, Linearization, LipschitzBound
 from flowplug.solvers._iteration import event_norm
 
 _NO_PRODUCTS = (
     "the backward pass of an inverse solves (I + J^T) u = v by products with J^T alone: a solver that linearizes its "
     "branch can find inverses, but no derivatives of them; use Anderson() or FixedPoint()"
+)
+
+_ONCE = (
+    "the inverse of a residual transform is differentiable once: differentiate forward twice instead, whose exact "
+    "log-det is right to every order"
 )
 
 
@@ -72,29 +80,39 @@ class Adjoint(Branch):
 
 class _Implicit(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, solver: Solver, branch: Branch) -> Tensor:  # noqa: ANN401
-        ctx.solver, ctx.branch = solver, branch
-        ctx.save_for_backward(x)
+    def forward(x: Tensor, solver: Solver, branch: Branch) -> Tensor:
         return x.clone()
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        x, ctx.solver, ctx.branch = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        if torch.is_grad_enabled():
-            raise SecondDerivativeError(
-                "the inverse of a residual transform is differentiable once: call autograd without create_graph=True, "
-                "or differentiate forward instead"
-            )
         (x,) = ctx.saved_tensors
-        (v,) = grads
-        lipschitz = ctx.branch.lipschitz_bound().dual()
-        # Rows whose incoming gradient is not finite stay so, for loss scaling to see; the others are solved at norm 1,
-        # so that a tolerance is relative to the gradient.
-        size = event_norm(v, lipschitz.domain)
-        usable = size.isfinite() & (size > 0)
-        size, usable = (part.reshape(-1, *[1] * (v.dim() - 1)) for part in (size, usable))
-        adjoint = Adjoint(ctx.branch.linearize(x.detach()), lipschitz)
-        u = size * ctx.solver(adjoint, torch.where(usable, v / size, 0.0))
-        return torch.where(usable, u, v), None, None
+        v = grads[0].detach()
+        with full_precision(x):
+            u = _adjoint(ctx.solver, ctx.branch, x.detach(), v)
+        if torch.is_grad_enabled():
+            u = once(u, _ONCE, x, grads[0])
+        return u, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:  # noqa: ANN401
+        raise InverseNotAvailable(f"no forward-mode derivative of an inverse: {_NO_PRODUCTS}")
+
+
+def _adjoint(solver: Solver, branch: Branch, x: Tensor, v: Tensor) -> Tensor:
+    """The solution of (I + J^T) u = v at x, row by row."""
+    lipschitz = branch.lipschitz_bound().dual()
+    # Rows whose incoming gradient is not finite stay so, for loss scaling to see; the others are solved at norm 1, so
+    # that a tolerance is relative to the gradient.
+    size = event_norm(v, lipschitz.domain)
+    usable = size.isfinite() & (size > 0)
+    size, usable = (part.reshape(-1, *[1] * (v.dim() - 1)) for part in (size, usable))
+    u = size * solver(Adjoint(branch.linearize(x), lipschitz), torch.where(usable, v / size, 0.0))
+    return torch.where(usable, u, v)
 
 
 def solve(solver: Solver, branch: Branch, y: Tensor) -> Tensor:
@@ -106,13 +124,19 @@ def solve(solver: Solver, branch: Branch, y: Tensor) -> Tensor:
 
     Raises:
         NotConverged: The solver failed, here or in the backward pass.
-        SecondDerivativeError: In the backward pass, if a graph of it is asked for.
+        SecondDerivativeError: When a derivative is differentiated.
+        InverseNotAvailable: When a derivative is taken in forward mode.
+        VmapError: The caller is inside `torch.func.vmap`.
     """
-    x = solver(branch, y.detach())
-    if not torch.is_grad_enabled():
+    refuse_vmap(
+        "the numerical inverse of a residual transform runs until every row has converged",
+        "call it on the whole batch, of any number of dimensions",
+    )
+    x = solver(branch, y.detach()).detach()
+    if not (torch.is_grad_enabled() or transformed()):
         return x
     # One more step of the iteration, with the graph of y, the weights and the context.
     x = y - branch(x)
-    if x.requires_grad:
+    if x.requires_grad or transformed():
         x = _Implicit.apply(x, solver, branch)  # type: ignore[no-untyped-call]
     return x

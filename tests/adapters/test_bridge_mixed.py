@@ -140,7 +140,7 @@ class TestMixedFlows:
         torch.testing.assert_close(HOSTS[host].log_prob(flow, x), log_prob, **tolerance())
 
     def test_saving_and_copying(self, guest, host):
-        flow, fresh, x, buffer = mixed_flow(guest, host), mixed_flow(guest, host), torch.randn(16, 2), io.BytesIO()
+        flow, fresh, x, buffer = mixed_flow(guest, host), mixed_flow(guest, host), torch.randn(64, 2), io.BytesIO()
         wanted = HOSTS[host].log_prob(flow, x)
         fresh.load_state_dict(flow.state_dict())
         torch.save(flow, buffer)

@@ -130,7 +130,7 @@ def test_gradcheck_of_a_mixed_flow():
 
 
 def test_saving_and_copying():
-    flow, x = mixed_flow(), torch.randn(16, 2)
+    flow, x = mixed_flow(), torch.randn(64, 2)
     wanted = flow.log_prob(x)
     fresh, buffer = mixed_flow(), io.BytesIO()
     fresh.load_state_dict(flow.state_dict())

@@ -49,7 +49,7 @@ FLOWS = [nsf_with_residual, custom_flow, residual_flow, inverse_flow]
 @pytest.fixture(params=FLOWS)
 def flow(request):
     built = request.param()
-    built(torch.randn(5)).log_prob(torch.randn(32, 3))  # past the initialisation of ActNorm
+    flowplug_zuko.start(built, torch.randn(64, 3), torch.randn(5))
     return built
 
 

@@ -1,4 +1,4 @@
-"""ActNorm: initialised once, by the first batch in train mode, with all of its state in buffers."""
+"""ActNorm: started once, from the first rows in train mode, with all of its state in buffers."""
 
 import copy
 
@@ -25,22 +25,22 @@ def test_first_batch_is_standardised_per_feature(features, event, eps):
 
 
 def test_second_batch_changes_nothing():
-    norm, x = fp.ActNorm(4), data(50, 4)
+    norm, x = fp.ActNorm(4), data(64, 4)
     first = norm(x)
     norm(100 * x)
     assert torch.equal(norm(x)[0], first[0])
 
 
-def test_only_forward_in_train_mode_initialises():
-    norm, x = fp.ActNorm(4).eval(), data(50, 4)
+def test_only_forward_in_train_mode_starts():
+    norm, x = fp.ActNorm(4).eval(), data(64, 4)
     assert torch.equal(norm(x)[0], x)
     norm.inverse(x)
     with torch.no_grad():
         norm.train().inverse(x)
     norm(x[:0])
-    assert not norm.initialized
+    assert norm.started == 0
     norm(x)
-    assert norm.initialized
+    assert norm.started == 1
 
 
 def test_training_that_starts_with_the_inverse_keeps_the_map():
@@ -51,7 +51,7 @@ def test_training_that_starts_with_the_inverse_keeps_the_map():
 
 
 def test_loading_into_a_fresh_module_in_train_mode_keeps_the_state():
-    norm, x = fp.ActNorm(4), data(50, 4)
+    norm, x = fp.ActNorm(4), data(64, 4)
     wanted = norm(x)[0]
     fresh = fp.ActNorm(4)
     fresh.load_state_dict(norm.state_dict())
@@ -62,7 +62,7 @@ def test_loading_into_a_fresh_module_in_train_mode_keeps_the_state():
 
 def test_statistics_are_buffers_and_what_trains_is_parameters():
     norm = fp.ActNorm(4)
-    assert {name for name, _ in norm.named_buffers()} == {"mean", "std", "initialized"}
+    assert {name for name, _ in norm.named_buffers()} == {"mean", "std", "spread", "started"}
     assert {name for name, _ in norm.named_parameters()} == {"log_scale", "shift"}
     before = {name: id(buffer) for name, buffer in norm.named_buffers()}
     norm(data(50, 4))

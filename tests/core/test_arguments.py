@@ -159,6 +159,8 @@ ELSEWHERE = {
 }
 # Whose own words are torch's, and what the caller knows them from.
 OF_TORCH = {"device", "cache_size"}
+# Given by flowplug itself, in every pass.
+INNER = {"mix", "by_content"}
 OF_DENSE = {"activation", "bias", "gradient", "value", "init"}
 
 
@@ -172,7 +174,7 @@ def admitted(annotation):
 def trials():
     for name, (make, good) in {**CORE, **HOSTS}.items():
         for parameter in inspect.signature(make).parameters.values():
-            skipped = OF_TORCH | (OF_DENSE if name == "zuko.DenseFlow" else set()) | {"host"}
+            skipped = OF_TORCH | INNER | (OF_DENSE if name == "zuko.DenseFlow" else set()) | {"host"}
             # A target or base distribution is whatever has a log_prob.
             annotation = "None" if parameter.name in ("q0", "p") and "normflows" in name else parameter.annotation
             if parameter.name not in skipped:
@@ -285,6 +287,17 @@ def test_the_tables_name_every_public_class():
 def test_what_is_said(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_a_rule_returns_a_bound():
+    class Halve(nn.Module):
+        pass
+
+    fp.lipschitz_bound.register(Halve, lambda module: 0.5)
+    with pytest.raises(
+        fp.LipschitzError, match=r"the rule registered for Halve must return a LipschitzBound.*got 0\.5"
+    ):
+        fp.lipschitz_bound(Halve())
 
 
 @pytest.mark.parametrize("kernel_size", [(3,), (3, 3, 3), ()])

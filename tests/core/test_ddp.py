@@ -1,5 +1,6 @@
 """Two processes of torch.distributed train the same flow as one process with the whole batch."""
 
+import importlib
 import os
 import socket
 
@@ -38,21 +39,37 @@ def setting():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, batches = NegativeLogLikelihood(), 2 + torch.randn(4, 16, 3)
-    model(batches[0])  # past the data-dependent initialisation
+    flowplug_nflows.start(model.flow, batches[0])
     return model, batches
 
 
-def worker(rank, port, queue):
+def replicated(model):
+    return DistributedDataParallel(model)
+
+
+def sharded(model):
+    fully_shard = importlib.import_module("torch.distributed.fsdp").fully_shard  # not in older torch
+    return fully_shard(model, mesh=distributed.device_mesh.init_device_mesh("cpu", (2,)))
+
+
+def whole(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def worker(rank, port, distribute, queue):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     model, batches = setting()
-    train(DistributedDataParallel(model), batches[:, 8 * rank : 8 * rank + 8])
-    queue.put({name: value.tolist() for name, value in model.state_dict().items()})
+    train(distribute(model), batches[:, 8 * rank : 8 * rank + 8])
+    queue.put({name: whole(value).tolist() for name, value in model.state_dict().items()})
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one():
+@pytest.mark.parametrize("distribute", [replicated, sharded])
+def test_two_processes_equal_one(distribute):
+    if distribute is sharded and not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip("this version of torch has no fully_shard")
     model, batches = setting()
     train(model, batches)
     with socket.socket() as probe:
@@ -60,7 +77,7 @@ def test_two_processes_equal_one():
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, port, queue)) for rank in range(2)]
+    processes = [context.Process(target=worker, args=(rank, port, distribute, queue)) for rank in range(2)]
     for process in processes:
         process.start()
     states = [queue.get(timeout=120) for _ in processes]

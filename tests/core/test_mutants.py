@@ -6,7 +6,8 @@ from torch import nn
 
 import flowplug as fp
 from cases import residual
-from flowplug.testing import LAWS, Case, ConformanceError
+from flowplug.testing import LAWS, Case, ConformanceError, check_cell
+from matrix import laws_of
 
 
 class Wrapper(nn.Module):
@@ -153,9 +154,11 @@ def case(make):
     return Case(make, torch.randn(4, 3), torch.randn(4, 2))
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", laws_of("Residual context"))
 def test_the_unchanged_wrapper_obeys(law):
-    LAWS[law](case(Wrapper))
+    reason = check_cell(law, "eager", case(Wrapper))
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.mark.parametrize("mutant", CAUGHT_BY)

@@ -46,9 +46,11 @@ def test_every_saved_entry_is_tried():
 @pytest.mark.parametrize("name", ROWS)
 def test_transform(name):
     saved = SAVED[name]
-    y, ladj = loaded(ROWS[name], name)(saved["x"], saved.get("context"))
+    transform = loaded(ROWS[name], name)
+    y, ladj = transform(saved["x"], saved.get("context"))
     same(y, saved["y"])
-    same(ladj, saved["ladj"])
+    if getattr(transform, "eval_logdet", None) is None:  # the noise of an estimate was another
+        same(ladj, saved["ladj"])
 
 
 @torch.no_grad()
@@ -57,3 +59,14 @@ def test_flow(name):
     flow, saved = loaded(FLOWS[name], name), SAVED[name]
     log_prob = flow().log_prob if name.startswith("zuko") else flow.log_prob
     same(log_prob(saved["x"]), saved["log_prob"])
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "Whitening" in name or "ActNorm" in name])
+def test_what_had_started_has_started(name):
+    saved = SAVED[name]
+    before = dict(saved["state"])
+    module = loaded(ROWS[name], name).train()
+    assert saved["state"].keys() == before.keys()
+    same(module(saved["x"])[0], saved["y"])
+    module(100 * saved["x"])
+    same(module(saved["x"])[0], saved["y"])

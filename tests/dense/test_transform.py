@@ -108,16 +108,37 @@ class TestWhiten:
         transform, x = fp.DenseTransform(3, activation=None), torch.randn(100, 3)
         x[:, 2] = 4.0
         transform.whiten(x)
-        assert float(transform(x)[0].detach().abs().max()) < 10
-        assert float(transform.weight[2, 2].detach()) == pytest.approx(
-            float((1e-3 * x.var(0, correction=0).mean()).rsqrt()), rel=1e-3
+        y = transform(x)[0].detach()
+        torch.testing.assert_close(y.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=0.1, rtol=0)
+        torch.testing.assert_close(y.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+        assert float(transform.weight[2, 2].detach()) == pytest.approx(1.0, rel=1e-3)
+
+    @pytest.mark.parametrize("units", [(1e-30, 1e-30), (1e30, 1e30), (1e-12, 1e12), (1.0, 1000.0)])
+    def test_whitening_in_any_units(self, units):
+        transform, x = (
+            fp.DenseTransform(2, activation=None),
+            torch.randn(500, 2) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]]),
         )
+        x = x * torch.tensor(units)
+        transform.whiten(x, shrinkage=0.0)
+        y = transform(x)[0].detach()
+        torch.testing.assert_close(y.T @ y / len(y), torch.eye(2), atol=1e-3, rtol=0)
+
+    @pytest.mark.parametrize("shrinkage", [None, 0.0])
+    def test_whitening_by_few_rows_is_near_a_change_of_scale(self, shrinkage):
+        transform, few = fp.DenseTransform(10, activation=None), torch.randn(5, 10)
+        if shrinkage is None:
+            transform.whiten(few)
+            assert float(torch.linalg.cond(transform.weight.detach() * few.std(0))) < 2
+        else:
+            with pytest.raises(fp.SingularMatrixError, match="pass a shrinkage above 0, or more rows"):
+                transform.whiten(few, shrinkage)
 
     def test_whitening_refuses(self):
         with pytest.raises(fp.ShapeError, match="two rows or more; got bias=True and 1 rows"):
             fp.DenseTransform(3).whiten(torch.randn(1, 3))
-        with pytest.raises(fp.SingularMatrixError, match=r"pass a shrinkage above 0.001, or rows that are not all"):
-            fp.DenseTransform(3).whiten(torch.ones(9, 3))
+        with pytest.raises(ValueError, match=r"must be a share, from 0 to 1; got 1\.5"):
+            fp.DenseTransform(3).whiten(torch.randn(9, 3), 1.5)
         with pytest.raises(fp.ShapeError, match="needs a transform with bias"):
             fp.DenseTransform(3, bias=False).whiten(torch.randn(9, 3))
         with pytest.raises(fp.ShapeError, match=r"expects inputs \(\*batch, \*event\) with event \(3,\)"):
@@ -149,5 +170,7 @@ def test_autocast(make, event, gradient):
 
 
 def test_no_features():
-    with pytest.raises(ValueError, match="at least 1 feature or channel; got 0"):
+    with pytest.raises(
+        ValueError, match="the number of features or channels, must be a whole number, at least 1; got 0"
+    ):
         fp.DenseTransform(0)

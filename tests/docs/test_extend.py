@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import flowplug as fp
-from flowplug.testing import LAWS, Case, check_transform, z_test
+from cases import Row
+from flowplug.testing import LAWS, Case, z_test
+from matrix import check, laws_of
 
 
 def residual(g=None, *, logdet=None, **keywords):
@@ -38,9 +40,10 @@ RESIDUAL = {
 }
 
 
+@pytest.mark.parametrize("law", laws_of("Residual"))
 @pytest.mark.parametrize("name", RESIDUAL)
-def test_a_residual_transform_obeys_every_law(page, name):
-    check_transform(lambda **keywords: RESIDUAL[name](page, **keywords), torch.randn(4, 3))
+def test_a_residual_transform_obeys_every_law(page, name, law):
+    check(Row(lambda **keywords: RESIDUAL[name](page, **keywords)), law)
 
 
 def dense(page, **keywords):
@@ -52,13 +55,13 @@ def convolution(page, **keywords):
 
 
 # What the gradient leaves is none, so two laws about gradients do not apply; see the test of its two forms.
-OTHERS = [law for law in LAWS if law not in ("gradient of the ladj", "derivative of the inverse")]
+NO_GRADIENT = {"gradient of the ladj", "derivative of the inverse"}
 
 
-@pytest.mark.parametrize("law", OTHERS)
+@pytest.mark.parametrize("law", laws_of("Dense", NO_GRADIENT))
 @pytest.mark.parametrize(("make", "event"), [(dense, (3,)), (convolution, (2, 3, 4))])
 def test_a_dense_transform_obeys_the_laws(page, make, event, law):
-    LAWS[law](Case(lambda **keywords: make(page, **keywords), torch.randn(4, *event)))
+    check(Row(lambda **keywords: make(page, **keywords), event), law)
 
 
 @pytest.mark.parametrize("count", [1, 5, 64])

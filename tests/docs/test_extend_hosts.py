@@ -5,23 +5,25 @@ import torch
 from torch import distributions, nn
 
 import flowplug as fp
-from flowplug.testing import check_transform
+from cases import Row
+from matrix import cells, check
 
 
-def test_the_transform_of_the_page_obeys_every_law(page):
+@pytest.mark.parametrize(("name", "law", "way"), cells({"page": Row(None, context=2)}, {"page"}))
+def test_the_transform_of_the_page_obeys_every_law(page, name, law, way):
     def make(**keywords):
         transform = page.SinhArcsinh(3, 2, **keywords)
         nn.init.uniform_(transform.tail, -0.5, 0.5)
         return transform
 
-    check_transform(make, torch.randn(4, 3), torch.randn(4, 2))
+    check(Row(make, context=2), law, way)
 
 
 def test_a_flow_in_torch_has_its_density_and_gradients(page):
     core, c = fp.ResidualStack(3, 1, (8,), context_features=2), torch.randn(5, 2)
     base = distributions.Independent(distributions.Normal(torch.zeros(3), torch.ones(3)), 1)
     x = torch.randn(5, 3)
-    core(x, c)  # starts from these rows
+    core.start(x, c)
     density = distributions.TransformedDistribution(base, [page.TorchTransform(core, c)])
     y, ladj = core(x, c)
     torch.testing.assert_close(density.log_prob(x), base.log_prob(y) + ladj)

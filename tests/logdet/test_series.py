@@ -10,7 +10,7 @@ from torch import nn
 import flowplug as fp
 from cases import residual, small_mlp
 from flowplug.testing import z_test
-from helpers import Basis, Coupled, Matrix, Scale, assert_all_close, value_and_gradients
+from helpers import UNTRAINED, Basis, Coupled, Matrix, Scale, assert_all_close, value_and_gradients
 
 LONG = fp.Roulette(fp.Geometric(0.03), exact=2)
 SERIES = {
@@ -119,7 +119,7 @@ class TestConverged:
             def forward(self, x):
                 return torch.where(x[:, :1] > 0, x @ self.matrix.T, 0 * x)
 
-        fp.lipschitz_bound.register(PerRow, lambda module: fp.LipschitzBound(0.9))
+        fp.lipschitz_bound.register(PerRow, lambda module: fp.LipschitzBound(0.9, limit=UNTRAINED))
         g = PerRow(0.9 * torch.linalg.qr(torch.randn(5, 5)).Q, 2)
         x = torch.randn(8, 5)
         x[:, 0] = torch.tensor([1.0, -1.0]).repeat(4)

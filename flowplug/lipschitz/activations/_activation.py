@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._reading import transformed
 from flowplug.branch import LipschitzBound, lipschitz_bound
 
 
@@ -47,13 +48,16 @@ class Activation(nn.Module, abc.ABC):
 
 @lipschitz_bound.register
 def _(module: Activation) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)
 
 
 def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative at ``x`` of any element-wise module, as `Activation.linearize` has them."""
     if isinstance(activation, Activation):
         return activation.linearize(x)
+    if transformed():
+        found, pull, *_ = torch.func.vjp(lambda at: activation(at.clone()), x)
+        return found, pull(torch.ones_like(found))[0]
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
@@ -65,7 +69,11 @@ def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ValueAndSlope(torch.autograd.Function):
-    """A function with its slope, each taken once: the backward pass needs no more than these two."""
+    """A function with its slope, each taken once: the backward pass needs no more than these two.
+
+    Without derivatives in forward mode, which `torch.compile` refuses in a class of this kind: under `torch.func`
+    activations leave theirs to autograd.
+    """
 
     generate_vmap_rule = True
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import require_numbers
+from flowplug._reading import transformed
 from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
@@ -52,6 +53,8 @@ class Sine(Activation):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\omega = 1`."""
+        if transformed():
+            return x.sin(), x.cos()
         value, slope = _SineAndCosine.apply(x)  # type: ignore[no-untyped-call]
         return value, slope
 
@@ -71,4 +74,4 @@ class _SineAndCosine(ValueAndSlope):
 
 @rule_for(Sine)  # another forward would need another derivative too
 def _(module: Sine) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_numbers
 from flowplug._errors import ShapeError
+from flowplug._reading import transformed
 from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
@@ -66,6 +67,8 @@ class SineHuber(Activation):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\omega_i = 1`."""
+        if transformed():
+            return _value_and_slope(x)
         value, slope = _ValueAndSlope.apply(x)  # type: ignore[no-untyped-call]
         return value, slope
 
@@ -91,19 +94,23 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root(v: Tensor) -> Tensor:
-    """``sqrt(1 + v^2)``, whose square would overflow half precision."""
-    wide = v.float() if v.dtype.itemsize < 4 else v
-    return (1 + wide.square()).sqrt().to(v.dtype)
+    """``sqrt(1 + v^2)``, without the square, which would overflow."""
+    return torch.hypot(v, torch.ones_like(v))
+
+
+def _value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of all channels at frequency 1."""
+    u, v = _halves(x)
+    root = _root(v)
+    return torch.cat([u.sin(), root - 1], dim=1), torch.cat([u.cos(), v / root], dim=1)
 
 
 class _ValueAndSlope(ValueAndSlope):
-    """Those of all channels at frequency 1."""
+    """The same, with its derivative."""
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        u, v = _halves(x)
-        root = _root(v)
-        return torch.cat([u.sin(), root - 1], dim=1), torch.cat([u.cos(), v / root], dim=1)
+        return _value_and_slope(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
@@ -116,4 +123,4 @@ class _ValueAndSlope(ValueAndSlope):
 
 @rule_for(SineHuber)
 def _(module: SineHuber) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)

@@ -53,7 +53,7 @@ class LipSwish(Activation):
 
 @rule_for(LipSwish)  # another forward would need another derivative too
 def _(module: LipSwish) -> LipschitzBound:
-    return LipschitzBound(1.0, elementwise=True)
+    return LipschitzBound(1.0, elementwise=True, limit=1.0)
 
 
 class CLipSwish(nn.Module):
@@ -95,7 +95,8 @@ class CLipSwish(nn.Module):
 
     def lipschitz_bound_in(self, order: float) -> LipschitzBound:
         """The exact constant in the p-norm of this order."""
-        return LipschitzBound(_pair_constant(order) / _pair_constant(self.order), order)
+        constant = _pair_constant(order) / _pair_constant(self.order)
+        return LipschitzBound(constant, order, limit=constant)
 
     def extra_repr(self) -> str:
         """The order."""

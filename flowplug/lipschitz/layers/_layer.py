@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
+from flowplug._precision import full_precision
 from flowplug.branch import LipschitzBound
 from flowplug.lipschitz.norms import OperatorNorm
 
@@ -63,11 +64,12 @@ class LipschitzLayer(Layer):
 
     def bounded_weight(self) -> Tensor:
         """The weight in use, of the shape of ``weight``."""
-        return self.norm.project(self.weight, self.bound)
+        with full_precision(self.weight):
+            return self.norm.project(self.weight, self.bound)
 
     def certify(self, weight: Tensor) -> LipschitzBound:
         """The bound of the layer with this weight in use."""
-        return self.norm.certify(weight)
+        return self.norm.certify(weight)._replace(limit=self.bound)
 
     def extra_repr(self) -> str:
         """Adds the bound and its norm to torch's description."""

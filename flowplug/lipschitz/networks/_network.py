@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_bools, require_ints, require_numbers, require_positive
 from flowplug._errors import ContextError, LipschitzError, ShapeError
+from flowplug._precision import autocast_enabled, full_precision
 from flowplug.branch import (
     Branch,
     BranchModule,
@@ -18,7 +19,9 @@ from flowplug.branch import (
     bound_in,
     compose_bounds,
     lipschitz_bound,
+    on_meta,
     require_contraction,
+    require_plain,
     rule_for,
 )
 from flowplug.lipschitz.layers import Layer, LipschitzLayer
@@ -70,7 +73,8 @@ class LipschitzNetwork(BranchModule):
                 cast(Tensor, layers[-1].bias).zero_()
                 if embedding is not None:
                     embedding.weight[-widths[-1] :].zero_()
-        require_contraction(type(self).__name__, lipschitz_bound(self))
+        if not on_meta(self):
+            require_contraction(type(self).__name__, lipschitz_bound(self))
 
     def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
         """The network on rows ``(B, features)`` or ``(B, channels, H, W)``, where ``affine(i, h)`` is layer i."""
@@ -96,6 +100,7 @@ class LipschitzNetwork(BranchModule):
         rows = math.prod(batch)
         if context is not None:
             context = context.expand(*batch, context.shape[-1]).reshape(rows, context.shape[-1])
+        require_plain(self, itself=False)
         return self.branch(context)(x.reshape(rows, *got)).reshape(x.shape)
 
     def branch(self, context: Tensor | None) -> NetworkBranch:
@@ -108,11 +113,18 @@ class LipschitzNetwork(BranchModule):
 
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
+        weights = [layer.weight for layer in self._layers()]
+        if not autocast_enabled(weights[0]):  # a context would break compiled graphs
+            return self._project(weights)
+        with full_precision(weights[0]):
+            return self._project(weights)
+
+    def _project(self, weights: list[Tensor]) -> list[Tensor]:
         if self._whole is not None:
-            return self._whole.project([layer.weight for layer in self._layers()], list(self.activations), self.bound)
+            return self._whole.project(weights, list(self.activations), self.bound)
         layers = self._limited()
         if all(_bounded_alike(layer, layers[0]) for layer in layers):
-            return layers[0].norm.project_all([layer.weight for layer in layers], layers[0].bound)
+            return layers[0].norm.project_all(weights, layers[0].bound)
         return [layer.bounded_weight() for layer in layers]
 
     def shifts(self, context: Tensor | None) -> list[Tensor]:
@@ -154,7 +166,7 @@ def _bounded_alike(layer: LipschitzLayer, other: LipschitzLayer) -> bool:
 
 @rule_for(LipschitzNetwork)
 def _(module: LipschitzNetwork) -> LipschitzBound:
-    return module.certify(module.bounded_weights())
+    return module.certify(module.bounded_weights())._replace(limit=module.bound)
 
 
 class NetworkBranch(Branch):
@@ -183,7 +195,7 @@ class NetworkBranch(Branch):
 
     def certify(self) -> LipschitzBound:
         """Measures the bound of the network from the weights of this pass."""
-        return self._network.certify(self._weights)
+        return self._network.certify(self._weights)._replace(limit=self._network.bound)
 
 
 def check_sizes(
@@ -245,11 +257,13 @@ def make_activation(
         raise TypeError(f"activation=... is called without arguments: {error}") from error
     if not isinstance(module, nn.Module):
         raise TypeError(f"activation=... must make a module, such as SineHuber or lambda: Swish(1.0); made {module!r}")
+    with torch.no_grad():
+        made = int(module(torch.zeros(1, width, *[1] * spatial)).shape[1])
+    if on_meta(module):
+        return module, made
     bound = bound_in(module, norm.lowest() if isinstance(norm, OperatorNorm) else norm.order)
     if not float(bound) <= 1:
         raise LipschitzError(f"{type(module).__name__} has the bound {bound}, above 1")
-    with torch.no_grad():
-        made = int(module(torch.zeros(1, width, *[1] * spatial)).shape[1])
     if bound.elementwise and made != width:
         raise LipschitzError(
             f"{type(module).__name__} is declared element-wise, and makes {made} channels of {width}: register its "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError, ShapeError
+from flowplug._precision import at_least_single
 from flowplug.branch import dual_order
 from flowplug.lipschitz.norms._gram import Gram
 from flowplug.lipschitz.norms._inf_norm import InfNorm, OneNorm
@@ -120,10 +121,13 @@ class InducedNorm(OperatorNorm):
     def measure(self, weight: Tensor) -> Tensor:
         """The exact norm where it is known, else the upper bound."""
         p, q = self.domain, self.codomain
+        weight = at_least_single(weight)
         if p == 1 or math.isinf(q):
             rows, order = (weight.transpose(0, 1), q) if p == 1 else (weight, dual_order(p))
-            norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), order, dim=1)
-            return norms.amax()
+            # At scale 1, for powers of tiny or huge weights under- or overflow.
+            scale = weight.detach().abs().amax().clamp(min=torch.finfo(weight.dtype).tiny)
+            norms: Tensor = torch.linalg.vector_norm((rows / scale).flatten(1), order, dim=1)
+            return scale * norms.amax()
         if p == q == 2:
             return SVD().measure(weight)
         return induced_bound(weight, weight.new_tensor(1 / p), weight.new_tensor(1 / q))

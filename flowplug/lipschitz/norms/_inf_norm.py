@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug._precision import at_least_single
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
 
@@ -30,7 +31,7 @@ class InfNorm(OperatorNorm):
 
     def measure(self, weight: Tensor) -> Tensor:
         """The largest absolute row sum."""
-        return weight.abs().flatten(1).sum(dim=1).amax()
+        return at_least_single(weight).abs().flatten(1).sum(dim=1).amax()
 
     def project(self, weight: Tensor, bound: float) -> Tensor:
         """Shrinks every row whose absolute sum exceeds ``bound`` to that sum."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_bools, require_numbers
 from flowplug._errors import LipschitzError
+from flowplug._precision import at_least_single
 from flowplug.lipschitz.norms._induced import InducedNorm, check_kernel, induced_bound
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
@@ -122,5 +123,5 @@ class TiedNorm(OperatorNorm, nn.Module):
 
     def measure(self, weight: Tensor) -> Tensor:
         """The upper bound, with gradients for the weight and the orders."""
-        p, q = self.orders()
-        return induced_bound(weight, 1 / p, 1 / q)
+        p, q = map(at_least_single, self.orders())
+        return induced_bound(at_least_single(weight), 1 / p, 1 / q)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flowplug._precision import full_precision
+from flowplug._precision import at_least_single, full_precision
 from flowplug.branch import LipschitzBound, bound_in
 from flowplug.lipschitz.norms._inf_norm import InfNorm
 from flowplug.lipschitz.norms._network_norm import NetworkNorm
@@ -43,7 +43,8 @@ class PathNorm(NetworkNorm):
         """The weights with every row of the last one shrunk until its paths sum to ``bound`` or less."""
         *hidden, last = weights
         slopes = _slopes(weights, activations)
-        return [*hidden, last * (bound / slopes.clamp(min=bound)).reshape(-1, *[1] * (last.dim() - 1))]
+        shares = (bound / slopes.clamp(min=bound)).to(last.dtype)
+        return [*hidden, last * shares.reshape(-1, *[1] * (last.dim() - 1))]
 
     def certify(self, weights: Sequence[Tensor], activations: Sequence[nn.Module]) -> LipschitzBound:
         """The largest sum over the paths to an output."""
@@ -56,7 +57,8 @@ class PathNorm(NetworkNorm):
 
 def _slopes(weights: Sequence[Tensor], activations: Sequence[nn.Module]) -> Tensor:
     """Bounds on the slopes of all outputs, ``(out,)``."""
-    first, *others = (weight.abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs() for weight in weights)
+    sizes = (at_least_single(weight).abs() for weight in weights)
+    first, *others = (size.flatten(2).sum(2) if size.dim() > 2 else size for size in sizes)
     slopes = first.sum(1)
     for weight, activation in zip(others, activations, strict=True):
         bound = bound_in(activation, math.inf)

@@ -81,8 +81,11 @@ class PowerIteration(OperatorNorm):
         """The projected weight, and the ``u: (F, out)`` found from the largest columns and the ``start: (F, out)``."""
         with full_precision(weight):
             stack, slack = symbol(weight)
+            # At scale 1, for squares of tiny or huge weights under- or overflow.
+            scale = stack.detach().abs().amax().clamp(min=torch.finfo(stack.dtype).tiny)
+            stack = stack / scale
             u, v, top = self._iterate(stack.detach(), start)
-            norm = slack * (select(u, top).conj() @ (select(stack, top) @ select(v, top))).real
+            norm = slack * scale * (select(u, top).conj() @ (select(stack, top) @ select(v, top))).real
         return weight * (bound / norm.clamp(min=bound)), u
 
     @torch.no_grad()

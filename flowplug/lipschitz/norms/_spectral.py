@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowplug._precision import at_least_single, full_precision
+from flowplug._reading import transformed
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
 
@@ -80,6 +81,26 @@ class _WithGradient(torch.autograd.Function):
         return None, None, *chain.from_iterable((g * x, None) for g, x in zip(grad.unbind(), gradients, strict=True))
 
 
+class _WithTangent(_WithGradient):
+    """In forward mode too, which `torch.compile` refuses in a class of this kind."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        _WithGradient.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[2:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ANN401
+        changes, gradients = tangents[2::2], ctx.saved_tensors[1::2]
+        products = [
+            gradient.new_zeros((), dtype=gradient.real.dtype)
+            if change is None
+            else (gradient.conj() * change).real.sum()
+            for gradient, change in zip(gradients, changes, strict=True)
+        ]
+        return torch.stack(products)
+
+
 class SpectralNorm(OperatorNorm):
     """A norm found, with its gradient, outside autograd: of one matrix, or of matrices of one shape together.
 
@@ -133,5 +154,6 @@ class SpectralNorm(OperatorNorm):
                 for i, value, gradient in zip(group, *self.norms(stack), strict=True):
                     values[i], gradients[i] = value, gradient.mT if is_wide(matrices[i]) else gradient
         pairs = chain.from_iterable(zip(matrices, gradients, strict=True))
-        found: Tensor = _WithGradient.apply(torch.stack(values), self.differentiable, *pairs)  # type: ignore[no-untyped-call]
+        function = _WithTangent if transformed() else _WithGradient
+        found: Tensor = function.apply(torch.stack(values), self.differentiable, *pairs)  # type: ignore[no-untyped-call]
         return found
