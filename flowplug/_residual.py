@@ -172,6 +172,8 @@ class ResidualTransform(Transform):
     ) -> tuple[Tensor, Tensor]:
         """Applies a direction to rows ``(B, *event)``, ``chunk_size`` at a time where no graph is built."""
         batch, event = x.shape[: x.dim() - self.event_dim], x.shape[x.dim() - self.event_dim :]
+        if 0 in event:
+            raise ShapeError(f"{type(self).__name__} needs events with entries; got {tuple(x.shape)}")
         count = math.prod(batch)
         with self._replay():
             # By place in the batch, noise must not depend on how that is cut.

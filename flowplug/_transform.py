@@ -178,7 +178,7 @@ def _check_tensor(name: str, role: str, x: Tensor, *, like: Tensor | None) -> No
         # Some hosts call a part with a context, or none, for a map of this context.
         hint = "; in a flow of another library, use the wrapper of its adapter" if x is None else ""
         raise DtypeError(f"{name} expects its {role} as a torch.Tensor; got {type(x).__name__}{hint}")
-    if not x.is_floating_point():
+    if not x.is_floating_point() or x.dtype.itemsize < 2:  # those of 8 bits are for storage
         raise DtypeError(f"{name} expects a floating-point {role}; got {x.dtype}: convert it, e.g. by .float()")
     if like is not None:
         if x.device != like.device:

@@ -45,9 +45,13 @@ def _(module: LipschitzMLP | LipschitzCNN) -> fp.LipschitzBound:
     return fp.lipschitz_bound(module.net)
 
 
-def event_dim(net: nn.Module) -> int | None:
-    """3 for a network of normflows' convolutions, which does not say so itself; else ``None``."""
-    return 3 if any(isinstance(module, InducedNormConv2d) for module in net.modules()) else None
+def event_shape(net: nn.Module) -> tuple[int | None, ...] | None:
+    """That of normflows' networks, which do not say it themselves; else ``None``."""
+    if isinstance(net, LipschitzMLP):
+        return (net.channels[0],)
+    if isinstance(net, LipschitzCNN):
+        return (net.channels[0], None, None)
+    return (None,) * 3 if any(isinstance(module, InducedNormConv2d) for module in net.modules()) else None
 
 
 def initialize_(net: nn.Module) -> None:

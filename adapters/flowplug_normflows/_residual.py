@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import flowplug as fp
 from flowplug_normflows._estimator import Estimator
-from flowplug_normflows._networks import advising, branch_of, event_dim, initialize_
+from flowplug_normflows._networks import advising, branch_of, event_shape, initialize_
 from flowplug_normflows._states import fit, translate
 from flowplug_normflows._transform import NormflowsFlow
 
@@ -102,11 +102,17 @@ class Residual(NormflowsFlow):
         options = {"hidden_features": hidden_features, "bound": bound, "norm": norm, "activation": activation}
         g = branch_of(net, context_features, {name: value for name, value in options.items() if value is not None})
         initialize_(g)
+        shape = event_shape(g)
         logdet = estimator.logdet() if logdet is None else logdet
         with advising(g):
             core = fp.ResidualTransform(
-                g, logdet=logdet, eval_logdet=eval_logdet, solver=solver, event_dim=event_dim(g)
+                g,
+                logdet=logdet,
+                eval_logdet=eval_logdet,
+                solver=solver,
+                event_dim=None if shape is None else len(shape),
             )
+        core.event_shape = core.event_shape if shape is None else shape
         super().__init__(core, reverse=reverse)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,8 @@ class LipschitzNetwork(BranchModule):
         """Maps ``(*batch, *event)``, with a context ``(*batch, context_features)``, to the same shape."""
         batch, event = x.shape[: max(0, x.dim() - len(self.event_shape))], self.event_shape
         got = x.shape[len(batch) :]
-        if len(got) != len(event) or any(size not in (None, found) for size, found in zip(event, got, strict=True)):
+        fits = len(got) == len(event) and all(size in (None, found) for size, found in zip(event, got, strict=True))
+        if not (fits and all(got)):
             raise ShapeError(f"{type(self).__name__} expects inputs (*batch, *{event}); got {tuple(x.shape)}")
         rows = math.prod(batch)
         if context is not None:
