@@ -22,7 +22,6 @@ from flowplug._noise import fixed_noise as fixed_noise
 from flowplug._noise import no_logdet as no_logdet
 from flowplug._residual import ResidualTransform as ResidualTransform
 from flowplug._stack import ResidualStack as ResidualStack
-from flowplug._start import reset as reset
 from flowplug._transform import ComposedTransform as ComposedTransform
 from flowplug._transform import InverseTransform as InverseTransform
 from flowplug._transform import Transform as Transform

@@ -41,26 +41,31 @@ class Factorization:
     What W makes of one vector without pattern tells: any change of W beyond rounding changes it. That reads W once,
     where a comparison would cost a good part of an eval pass; objects and version counters miss what fused optimizers,
     ``.data``, views and swaps write. Copies and pickles start empty.
+
+    Args:
+        transposed: Whether to factorize W^T. Units of its rows cost a matrix digits of its factors, units of its
+            columns do not; a change of W is seen against the other numbers of its row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, transposed: bool = False) -> None:
+        self._transposed = transposed
         self._kept: _Kept | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing is copied."""
-        return {"_kept": None}
+        """What is kept is not copied."""
+        return {"_transposed": self._transposed, "_kept": None}
 
     def __call__(self, matrix: Tensor) -> Factors:
-        """The factors of ``matrix: (D, D)`` as it is now."""
+        """The factors of ``matrix: (D, D)``, or its transpose, as it is now."""
         single, kept = at_least_single(matrix.detach()), self._kept
         fits = kept is not None and (kept.dtype, kept.vector.device) == (matrix.dtype, matrix.device)
-        if kept is not None and fits and torch.equal(_image(single, kept.vector), kept.image):
+        if kept is not None and fits and torch.equal(image(single, kept.vector), kept.image):
             return kept.factors
         # What is found in inference mode must serve outside it.
-        with torch.inference_mode(mode=False), torch.no_grad(), full_precision(single):
-            numbers = torch.arange(len(single), device=single.device, dtype=torch.float64)
-            vector = numbers.square().cos().to(single.dtype)
-            self._kept = _Kept(matrix.dtype, vector, _image(single, vector), _factorize(single))
+        with torch.inference_mode(False), torch.no_grad(), full_precision(single):  # noqa: FBT003 -- torch.compile
+            vector = without_pattern(single)
+            factors = _factorize(single.T if self._transposed else single)
+            self._kept = _Kept(matrix.dtype, vector, image(single, vector), factors)
             return self._kept.factors
 
 
@@ -71,7 +76,14 @@ class _Kept(NamedTuple):
     factors: Factors
 
 
-def _image(matrix: Tensor, vector: Tensor) -> Tensor:
+def without_pattern(matrix: Tensor) -> Tensor:
+    """A vector for a matrix ``(D, D)``, which no change of a matrix but by chance takes to 0."""
+    numbers = torch.arange(len(matrix), device=matrix.device, dtype=torch.float64)
+    return numbers.square().cos().to(matrix.dtype)
+
+
+def image(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The product, outside autocast."""
     with full_precision(matrix):
         return matrix @ vector
 

@@ -37,6 +37,11 @@ class FromData(nn.Module, abc.ABC):
         super().__init__()
         self.register_buffer("started", torch.zeros(()))
 
+    @property
+    def initialized(self) -> bool:
+        """Whether the start is over, so that the map stays."""
+        return bool(self.started >= 1)
+
     @abc.abstractmethod
     def _take_in(self, rows: Tensor, seen: float) -> None:
         """Takes in rows ``(N, *event)``, N >= 1, after ``seen`` others; its first write depends on the rows."""
@@ -158,8 +163,9 @@ def starting(module: nn.Module) -> Iterator[None]:
         module: A transform, or a host's flow that contains some.
 
     Example:
+        >>> from flowplug import hosts
         >>> flow = nn.Sequential(ActNorm(2))  # a host's
-        >>> with starting(flow):
+        >>> with hosts.starting(flow):
         ...     y, _ = flow(torch.randn(100, 2))
     """
     parts = [part for part in module.modules() if isinstance(part, FromData)]
@@ -180,9 +186,10 @@ def reset(module: nn.Module) -> None:
         module: A transform, or a host's flow that contains some. Other parameters stay as they are.
 
     Example:
+        >>> from flowplug import hosts
         >>> flow = nn.Sequential(ActNorm(2))  # a host's
         >>> y, _ = flow(5 + torch.randn(100, 2))
-        >>> reset(flow)
+        >>> hosts.reset(flow)
         >>> flow[0].mean
         tensor([0., 0.])
     """

@@ -67,7 +67,7 @@ class Whitening(FromData, Transform):
         # What the next batch of a start is merged with.
         self.register_buffer("spread", torch.zeros(features))
         self.register_buffer("correlation", torch.zeros(features, features))
-        self._factors = Factorization()
+        self._factors = Factorization(transposed=True)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
@@ -80,40 +80,34 @@ class Whitening(FromData, Transform):
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         self._keep()
-        scale, factors = self._parts()
-        rows = y.reshape(-1, y.shape[-1])
+        rows, factors = y.reshape(-1, y.shape[-1]), self._kept_factors()
         if factors is None:
-            matrix = at_least_single(self.weight / scale).mT
+            matrix = at_least_single(self.weight.T)
             rows = torch.linalg.solve(matrix, rows.to(matrix.dtype).T).T.to(y.dtype)
         else:
             rows = factors.solve(rows)
-        x = rows.reshape(y.shape) / scale[:, 0] + self._steady(self.mean)
+        x = rows.reshape(y.shape) + self._steady(self.mean)
         return x, -self._ladj(x)
 
     def _ladj(self, x: Tensor) -> Tensor:
-        scale, factors = self._parts()
+        factors = self._kept_factors()
         if factors is None:
-            value: Tensor = torch.linalg.slogdet(at_least_single(self.weight / scale)).logabsdet
+            value: Tensor = torch.linalg.slogdet(at_least_single(self.weight.T)).logabsdet
         else:
             value = factors.logabsdet
         # Hosts add to log-dets in place: every sample gets an entry of its own.
-        return (value + scale.log().sum()).to(x.dtype).expand(x.shape[:-1]).clone()
+        return value.to(x.dtype).expand(x.shape[:-1]).clone()
 
-    def _parts(self) -> tuple[Tensor, Factors | None]:
-        """The scale of each row of the weight, ``(D, 1)``, and the factors of the transpose of the rest.
-
-        The scales are those of the units, and would hide one row's change from another's rounding. There are no factors
-        where values cannot be compared: while compiling, and under vmap.
-        """
-        scale = nonzero(self.weight.abs().amax(1, keepdim=True))
+    def _kept_factors(self) -> Factors | None:
+        """Those of the transposed weight; ``None`` where values cannot be compared: while compiling, under vmap."""
         if torch.compiler.is_compiling():
-            return scale, None
+            return None
         try:
-            return scale, self._factors((self.weight / scale).T)
+            return self._factors(self.weight)
         except RuntimeError as error:
             if "Batching rule" not in str(error):
                 raise
-            return scale, None
+            return None
 
     def _take_in(self, rows: Tensor, seen: float) -> None:
         count = seen + len(rows)

@@ -16,6 +16,9 @@ from flowplug._arguments import require_ints as require_ints
 from flowplug._arguments import require_numbers as require_numbers
 from flowplug._arguments import require_part as require_part
 from flowplug._errors import ContextError, ShapeError
+from flowplug._noise import current_conditions
+from flowplug._reading import mapped
+from flowplug._start import reset as reset
 from flowplug._start import starting as starting
 from flowplug._transform import Transform
 
@@ -125,6 +128,11 @@ def check_host(function: str, transform: object, base: type, otherwise: str) -> 
         if function != f"from_{root}" and importlib.util.find_spec(f"flowplug_{root}") is not None:
             raise TypeError(f"{given}, which belongs to {root}: use flowplug_{root}.from_{root}")
     raise TypeError(f"{given}: {otherwise}")
+
+
+def draws_noise(transform: Transform) -> bool:
+    """Whether a stochastic log-det would be drawn anew by every call: in train mode, and no noise is fixed."""
+    return transform.training and current_conditions().seed is None and not mapped()
 
 
 def takes_context(method: Callable[..., object]) -> bool:

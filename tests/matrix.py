@@ -20,30 +20,39 @@ DEAR = {
 }
 
 
-def cells(table, typical):
-    """The cells of a table that are not exempt, as parameters ``(name, law, way)``; a first run leaves out slow ones.
+# The ways of running that depend most on how a transform is written, and on what it keeps.
+REVEALING = {
+    "autocast",
+    "inference mode",
+    "torch.func",
+    "vmap",
+    "checkpointed",
+    "FSDP",
+    "averaged with buffers",
+    "dtype there and back",
+}
 
-    Rows that are not ``typical`` are in ways other than eager held to the law of the same numbers, which carries the
-    others over, and to those that a state made by the way might break; they are not compiled, at ten seconds a row.
+
+def cells(table, *, whole=(), typical=()):
+    """The cells of a table that are checked, as parameters ``(name, law, way)``; a first run leaves out slow ones.
+
+    All rows are held to all laws eagerly. In other ways the law of the same numbers carries them over: rows that stand
+    for others, ``typical``, are held to it in all ways, and the rest in those that reveal most. Rows that are ``whole``
+    are held to all laws in all ways.
     """
     found = []
     for name, row in table.items():
+        chosen = name in whole or name in typical
         for way in WAYS:
             for law in LAWS:
-                if not left_out(row, law, way) and (way == "eager" or name in typical or is_wide(law, way)):
-                    quick = way == "eager" and (name in typical or law not in DEAR)
-                    quick |= name in typical and way != "compiled" and law == "same numbers"
+                same = law == "same numbers" and (chosen or way in REVEALING)
+                if not left_out(row, law, way) and (way == "eager" or name in whole or same):
+                    quick = way == "eager" and (chosen or law not in DEAR)
+                    quick |= chosen and way != "compiled" and law == "same numbers"
                     marks = [pytest.mark.slow] * (not quick)
                     marks += [pytest.mark.xfail(strict=False, reason=why) for why in known(name, law, way)]
                     found.append(pytest.param(name, law, way, marks=marks))
     return found
-
-
-def is_wide(law, way):
-    """Whether all rows are held to this law in a way other than eager."""
-    if way == "compiled":
-        return False
-    return law == "same numbers" or (law == "round trip" and way in {"averaged", "averaged with buffers"})
 
 
 def left_out(row, law, way):
@@ -72,13 +81,19 @@ def check(row, law, way="eager"):
         pytest.skip(reason)
 
 
-def print_summary(title, table):
-    """Counts the cells, and the reasons of the empty ones."""
-    counts = Counter(left_out(row, law, way) or "" for row in table.values() for law in LAWS for way in WAYS)
+def print_summary(title, table, **rows):
+    """Counts the cells of a table, and the reasons of those that are not checked."""
+    checked = {param.values for param in cells(table, **rows)}
+    counts = Counter()
+    for name, row in table.items():
+        for law in LAWS:
+            for way in WAYS:
+                why = left_out(row, law, way) or "the same numbers there and all laws eagerly stand for it"
+                counts["" if (name, law, way) in checked else why] += 1
     total = counts.total()
     assert total == len(table) * len(LAWS) * len(WAYS)
+    assert counts[""] == len(checked)
     print(f"\n{title}: {len(LAWS)} laws x {len(WAYS)} ways x {len(table)} transforms = {total} cells")
-    print(f"{counts.pop('')} to check")
+    print(f"{counts.pop('')} are checked")
     for reason, count in counts.most_common():
-        print(f"{count} empty: {reason}")
-        assert reason
+        print(f"{count} are not: {reason}")

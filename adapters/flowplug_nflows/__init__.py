@@ -13,10 +13,11 @@ try:
 except ImportError as error:
     raise ImportError("flowplug_nflows needs nflows: pip install 'flowplug[nflows]'") from error
 
+from flowplug.hosts import reset
 from flowplug_nflows._bridge import from_nflows
 from flowplug_nflows._dense import DenseTransform
 from flowplug_nflows._residual import ResidualFlow, ResidualTransform
 from flowplug_nflows._start import start
 from flowplug_nflows._transform import NflowsTransform
 
-__all__ = ["DenseTransform", "NflowsTransform", "ResidualFlow", "ResidualTransform", "from_nflows", "start"]
+__all__ = ["DenseTransform", "NflowsTransform", "ResidualFlow", "ResidualTransform", "from_nflows", "reset", "start"]

@@ -11,7 +11,7 @@ def start(flow: Distribution, x: Tensor, context: Tensor | None = None) -> None:
 
     One pass of ``log_prob`` goes through the flow as it is, in train or eval mode, with its layers of nflows; each
     `flowplug.ActNorm` and `flowplug.Whitening` starts from what the layers before it make of the rows, and what trains
-    stays as it is. `flowplug.reset` undoes it.
+    stays as it is. `reset` undoes it.
 
     Args:
         flow: The flow, from data to latent through whatever layers.

@@ -17,6 +17,7 @@ except ImportError as error:
     raise ImportError("flowplug_normflows needs normflows: pip install 'flowplug[normflows]'") from error
 
 import flowplug_normflows._networks  # noqa: F401 -- registers their bounds
+from flowplug.hosts import reset
 from flowplug_normflows._bridge import from_normflows
 from flowplug_normflows._dense import Dense
 from flowplug_normflows._flow import ResidualFlow
@@ -24,4 +25,4 @@ from flowplug_normflows._residual import Residual
 from flowplug_normflows._start import start
 from flowplug_normflows._transform import NormflowsFlow
 
-__all__ = ["Dense", "NormflowsFlow", "Residual", "ResidualFlow", "from_normflows", "start"]
+__all__ = ["Dense", "NormflowsFlow", "Residual", "ResidualFlow", "from_normflows", "reset", "start"]

@@ -11,7 +11,7 @@ def start(flow: NormalizingFlow | MultiscaleFlow, x: Tensor, context: Tensor | N
 
     One pass of ``log_prob`` goes through the flow as it is, in train or eval mode, with its layers of normflows; each
     `flowplug.ActNorm` and `flowplug.Whitening` starts from what the layers before it make of the rows, and what trains
-    stays as it is. `flowplug.reset` undoes it.
+    stays as it is. `reset` undoes it.
 
     Args:
         flow: The model, from data to latent through whatever layers.

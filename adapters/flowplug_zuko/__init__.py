@@ -12,6 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("flowplug_zuko needs zuko: pip install 'flowplug[zuko]'") from error
 
+from flowplug.hosts import reset
 from flowplug_zuko._bridge import from_zuko
 from flowplug_zuko._dense import DenseFlow, DenseTransform
 from flowplug_zuko._residual import ResidualFlow, ResidualTransform
@@ -26,5 +27,6 @@ __all__ = [
     "ResidualTransform",
     "ZukoTransform",
     "from_zuko",
+    "reset",
     "start",
 ]

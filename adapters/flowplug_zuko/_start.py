@@ -11,7 +11,7 @@ def start(flow: LazyDistribution, x: Tensor, c: Tensor | None = None) -> None:
 
     One pass of ``log_prob`` goes through the flow as it is, in train or eval mode, with its transforms of zuko; each
     `flowplug.ActNorm` and `flowplug.Whitening` starts from what the transforms before it make of the rows, and what
-    trains stays as it is. `flowplug.reset` undoes it.
+    trains stays as it is. `reset` undoes it.
 
     Args:
         flow: The lazy flow, from data to latent through whatever transforms.

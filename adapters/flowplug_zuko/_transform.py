@@ -10,14 +10,14 @@ from torch.distributions import Transform, constraints
 from zuko.lazy import LazyTransform
 
 import flowplug as fp
-from flowplug.hosts import given, require_instance, require_ints
+from flowplug.hosts import draws_noise, given, require_instance, require_ints
 
 
 class BoundTransform(Transform):
     """A flowplug transform with its context, as a transform of torch and zuko.
 
     In train mode the noise of stochastic log-dets is drawn once, here: one object is one realisation, so ``log_prob``
-    repeats and agrees with ``rsample_and_log_prob``.
+    repeats and agrees with ``rsample_and_log_prob``; inside `flowplug.fixed_noise` that is the noise.
 
     Args:
         core: The flowplug transform.
@@ -38,7 +38,7 @@ class BoundTransform(Transform):
         require_ints("BoundTransform", **given(seed=seed))
         self.core, self.context = core, context
         self.domain = self.codomain = constraints.independent(constraints.real, core.event_dim)  # type: ignore[no-untyped-call]
-        self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None and core.training else seed
+        self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None and draws_noise(core) else seed
 
     def with_cache(self, cache_size: int = 1) -> BoundTransform:
         """The same transform, with or without torch's cache of one pair."""
@@ -53,9 +53,11 @@ class BoundTransform(Transform):
         return outputs
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The log-det at ``x``."""
+        """The log-det at ``x``, outside autocast, as it is the one of the inverse."""
         del y
-        return self.call_and_ladj(x)[1]
+        like = next(self.core.parameters(), x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.call_and_ladj(x.to(like.dtype))[1]
 
     def _call(self, x: Tensor) -> Tensor:
         with fp.no_logdet():

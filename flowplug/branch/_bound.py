@@ -70,8 +70,17 @@ def dual_order(order: float) -> float:
 
 def outside_autocast(module: nn.Module) -> AbstractContextManager[Any]:
     """In the precision of the weights, whatever a rule or a norm computes."""
-    parameter = next(module.parameters(), None)
+    parameter = _first_parameter(module)
     return nullcontext() if parameter is None else full_precision(parameter)
+
+
+def _first_parameter(module: nn.Module) -> Tensor | None:
+    """In less time than ``parameters()``, whose order does not matter here."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    parts = (_first_parameter(part) for part in module._modules.values() if part is not None)
+    return next((parameter for parameter in parts if parameter is not None), None)
 
 
 def _of_modules_as_they_are_called(rules: Rules) -> Rules:
@@ -91,9 +100,9 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
             raise LipschitzError(
                 f"{type(module).__name__} has weights on the meta device, without values or a bound: load them first"
             )
-        if isinstance(found.value, Tensor) or next(module.parameters(), None) is not None:
+        if found.limit < math.inf or isinstance(found.value, Tensor) or _first_parameter(module) is not None:
             return found
-        return found._replace(limit=min(found.limit, found.value))  # a constant
+        return found._replace(limit=found.value)  # a constant
 
     @wraps(rules)  # with its ``register``
     def bound(module: nn.Module) -> LipschitzBound:

@@ -14,6 +14,7 @@ from flowplug._errors import NotConverged
 from flowplug._precision import at_least_single
 from flowplug._transform import Transform
 from flowplug.dense._arguments import number, whole
+from flowplug.dense._functions import Function
 
 
 class Elementwise(Transform):
@@ -45,12 +46,12 @@ class Elementwise(Transform):
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
-        single: Tensor = _Root.apply(at_least_single(y), self)  # type: ignore[no-untyped-call]
+        single: Tensor = _Root.run(at_least_single(y), self)
         return single.to(y.dtype), -self._ladj(single).to(y.dtype)
 
     def _ladj(self, x: Tensor) -> Tensor:
-        # A dimension at the end is summed over where events have none.
-        return self.slope(x).log()[..., None].flatten(x.dim() - self.event_dim).sum(-1)
+        logs = self.slope(x).log()
+        return logs.flatten(x.dim() - self.event_dim).sum(-1) if self.event_dim else logs
 
     @torch.no_grad()
     def _solve(self, y: Tensor) -> Tensor:
@@ -61,13 +62,14 @@ class Elementwise(Transform):
         low, high = torch.minimum(gap / most, gap / least), torch.maximum(gap / most, gap / least)
         largest, epsilon = torch.finfo(y.dtype).max, torch.finfo(y.dtype).eps
         low, high = low.clamp(min=-largest), high.clamp(max=largest)
-        x = low + (high - low) / 2
+        x = torch.lerp(low, high, 0.5)  # unlike their sum, it does not overflow
         for _ in range(self.max_steps):
             error = self.value(x) - y
             low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
             step = x - error / self.slope(x)
-            following = torch.where((step >= low) & (step <= high), step, low + (high - low) / 2)
             small = error.abs() <= 2 * epsilon * (1 + y.abs())
+            # A solution at an end of the bracket may be stepped past by rounding.
+            following = torch.where((step.clamp(low, high) == step) | small, step, torch.lerp(low, high, 0.5))
             done = small | ((following - x).abs() <= 4 * epsilon * (1 + x.abs()))
             x = following
             if done.all():
@@ -78,7 +80,7 @@ class Elementwise(Transform):
         )
 
 
-class _Root(torch.autograd.Function):
+class _Root(Function):
     """The solution, with the derivatives of the inverse function; entries are solved for on their own."""
 
     @staticmethod
@@ -103,7 +105,7 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], y: Tensor, activation: Elementwise) -> tuple[Tensor, int]:  # noqa: ANN401
         del info
-        root: Tensor = _Root.apply(y, activation)  # type: ignore[no-untyped-call]
+        root: Tensor = _Root.run(y, activation)
         return root, in_dims[0]
 
 
@@ -139,7 +141,8 @@ class SmoothLeakyReLU(Elementwise):
 
     def value(self, x: Tensor) -> Tensor:
         """The function, of the shape of ``x``."""
-        return torch.lerp(x, functional.softplus(x, threshold=50), 1 - self.negative_slope)
+        softplus = functional.softplus(x, threshold=50)
+        return torch.add(self.negative_slope * x, softplus, alpha=1 - self.negative_slope)
 
     def slope(self, x: Tensor) -> Tensor:
         """Its derivative, of the shape of ``x``."""

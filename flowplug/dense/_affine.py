@@ -11,10 +11,11 @@ from torch import Tensor
 from flowplug._errors import SecondDerivativeError
 from flowplug._factors import Factors
 from flowplug._precision import at_least_single, full_precision
-from flowplug.dense._gradients import Affine, DenseGradient, under_torch_func
+from flowplug.dense._functions import Function
+from flowplug.dense._gradients import Affine, DenseGradient
 
 
-class AffineMap(torch.autograd.Function):
+class AffineMap(Function):
     """``(W x + b, log|det W|)`` of rows; in ``grad`` of W and b, the direction that ``gradient`` names.
 
     What depends on the values of W is computed here, where torch.func has unwrapped it.
@@ -91,27 +92,7 @@ class AffineMap(torch.autograd.Function):
         return over_matrices(AffineMap, info, in_dims, operands, matrices=2)
 
 
-class PlainAffineMap(AffineMap):
-    """The same outside torch.func: to bind its arguments there takes a good part of a small step."""
-
-    @staticmethod
-    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        """As there."""
-        output = AffineMap.forward(*operands)
-        AffineMap.setup_context(ctx, operands, output)
-        return output
-
-    setup_context = staticmethod(torch.autograd.Function.setup_context)
-
-
-def affine(*operands: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """`AffineMap` of its arguments."""
-    function = AffineMap if under_torch_func() else PlainAffineMap
-    found: tuple[Tensor, Tensor] = function.apply(*operands)  # type: ignore[no-untyped-call]
-    return found
-
-
-class Solution(torch.autograd.Function):
+class Solution(Function):
     """The solutions of ``W x = r``, or of ``W^T x = r``, from the factors of W; differentiable as often as one likes.
 
     Its backward pass is outside autocast as well, wherever it is called.
@@ -160,7 +141,7 @@ class Solution(torch.autograd.Function):
         return over_matrices(Solution, info, in_dims, operands, matrices=1)
 
 
-class LogAbsDet(torch.autograd.Function):
+class LogAbsDet(Function):
     """log|det W| with its ordinary derivatives, from the factors of W."""
 
     @staticmethod
@@ -192,19 +173,19 @@ class LogAbsDet(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *operands: Any) -> tuple[Any, Any]:  # noqa: ANN401
         """One W after the other."""
-        members = [LogAbsDet.apply(w, operands[1]) for w in operands[0].unbind(in_dims[0])]  # type: ignore[no-untyped-call]
+        members = [LogAbsDet.run(w, operands[1]) for w in operands[0].unbind(in_dims[0])]
         del info
         return torch.stack(members), 0
 
 
 def solve(rows: Tensor, weight: Tensor, factors: Callable[[Tensor], Factors], *, adjoint: bool = False) -> Tensor:
     """The rows x of ``W x = r``, or of ``W^T x = r``."""
-    solution: Tensor = Solution.apply(rows, weight, factors, adjoint)  # type: ignore[no-untyped-call]
+    solution: Tensor = Solution.run(rows, weight, factors, adjoint)
     return solution
 
 
 def over_matrices(
-    function: type[torch.autograd.Function],
+    function: type[Function],
     info: Any,  # noqa: ANN401
     in_dims: Sequence[Any],
     operands: Sequence[Any],
@@ -215,14 +196,14 @@ def over_matrices(
     rows, dims = operands[0], in_dims[1 : 1 + matrices]
     if all(dim is None for dim in dims):
         rows = rows.movedim(in_dims[0], 0)
-        found = function.apply(rows.flatten(0, 1), *operands[1:])  # type: ignore[no-untyped-call]
+        found = function.run(rows.flatten(0, 1), *operands[1:])
         if isinstance(found, Tensor):
             return found.reshape(*rows.shape[:2], *found.shape[1:]), 0
         return tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in found), 0
     found = []
     for i in range(info.batch_size):
         chosen = (part if dim is None else part.select(dim, i) for part, dim in zip(operands, in_dims, strict=True))
-        found.append(function.apply(*chosen))  # type: ignore[no-untyped-call]
+        found.append(function.run(*chosen))
     if isinstance(found[0], Tensor):
         return torch.stack(found), 0
     return tuple(map(torch.stack, zip(*found, strict=True))), 0

@@ -15,6 +15,7 @@ from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._affine import once
 from flowplug.dense._arguments import elementwise, started, strategy, whole
+from flowplug.dense._functions import Function
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._transform import DenseTransform, require_invertible
 
@@ -115,7 +116,7 @@ class CircularConv2d(Transform):
         self.activation, self.gradient = activation, gradient
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        weight, bias = _Preconditioned.apply(self.weight, self._shift(), self, self._size(x))  # type: ignore[no-untyped-call]
+        weight, bias = _Preconditioned.run(self.weight, self._shift(), self, self._size(x))
         after = self.weight.shape[-1] - 1 - self.before
         padded = functional.pad(x.reshape(-1, *x.shape[-3:]), (self.before, after, self.before, after), mode="circular")
         y = functional.conv2d(padded, weight, bias).to(weight.dtype).reshape(x.shape)
@@ -202,7 +203,7 @@ class CircularConv2d(Transform):
         return f"{channels}, kernel_size={size}, bias={self.bias is not None}, gradient={self.gradient}"
 
 
-class _Preconditioned(torch.autograd.Function):
+class _Preconditioned(Function):
     """The kernel and bias as they are; their gradients preconditioned."""
 
     generate_vmap_rule = True

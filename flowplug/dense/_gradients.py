@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flowplug._precision import at_least_single
+from flowplug.dense._functions import under_torch_func
 
 
 class Affine(NamedTuple):
@@ -120,11 +121,6 @@ class Euclidean:
         """The gradient itself."""
         del matrix
         return gradient
-
-
-def under_torch_func() -> bool:
-    """Whether vmap, grad or another transform of torch.func is at work, where tensors may be more than they seem."""
-    return torch._C._are_functorch_transforms_active()
 
 
 def _plus(products: Tensor, weight: Tensor, factor: Tensor) -> Tensor:

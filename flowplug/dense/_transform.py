@@ -15,7 +15,7 @@ from flowplug._precision import at_least_single, full_precision
 from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
-from flowplug.dense._affine import LogAbsDet, affine, solve
+from flowplug.dense._affine import AffineMap, LogAbsDet, solve
 from flowplug.dense._arguments import elementwise, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._values import DenseValue, ExactValue, Kept
@@ -126,7 +126,7 @@ class DenseTransform(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        y, ladj = affine(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
+        y, ladj = AffineMap.run(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
         y, ladj = y.reshape(x.shape), ladj.reshape(x.shape[:-1])
         if self.activation is None:
             return y, ladj
@@ -139,7 +139,7 @@ class DenseTransform(Transform):
             y, other = self.activation.inverse(y, context)
         weight = self.weight
         rows = solve(y.reshape(-1, y.shape[-1]) - self._shift(), weight, self._factors)
-        logabsdet = LogAbsDet.apply(weight, self._factors)  # type: ignore[no-untyped-call]
+        logabsdet = LogAbsDet.run(weight, self._factors)
         return rows.reshape(y.shape), other - logabsdet.expand(y.shape[:-1])
 
     def _vectors(self, x: Tensor) -> Tensor:
@@ -156,10 +156,8 @@ class DenseTransform(Transform):
         if self._kept is not None and self._kept.serves(weight) and not self.value.due(self._kept.age):
             self._kept.age += 1
             return self._kept.value
-        # What is found in inference mode must serve outside it.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            value = self._finite(torch.linalg.slogdet(at_least_single(weight)).logabsdet)
-            self._kept = None if self.value.due(1) else Kept(weight, value)
+        value = self._finite(torch.linalg.slogdet(at_least_single(weight)).logabsdet)
+        self._kept = None if self.value.due(1) else Kept(weight, value)
         return value
 
     def _finite(self, logabsdet: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flowplug._factors import image, without_pattern
 from flowplug.dense._arguments import whole
 
 
@@ -18,16 +19,19 @@ class Kept:
     """
 
     def __init__(self, weight: Tensor, value: Tensor) -> None:
-        self.value, self.age = value, 1
-        self._weight, self._copy = weight, weight.detach().clone()
-        self._reach = torch.linalg.vector_norm(self._copy) / 2
+        # What is found in inference mode must serve outside it.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self.value, self.age = value.clone(), 1
+            self._weight, self._vector = weight, without_pattern(weight)
+            self._image = image(weight, self._vector)
+            self._reach = torch.linalg.vector_norm(self._image) / 2
 
     @torch.no_grad()
     def serves(self, weight: Tensor) -> bool:
         """Whether W is the same parameter, and nearer to where it was than any few steps would take it."""
-        if weight is not self._weight or (weight.dtype, weight.device) != (self._copy.dtype, self._copy.device):
+        if weight is not self._weight or (weight.dtype, weight.device) != (self._image.dtype, self._image.device):
             return False
-        return bool(torch.dist(weight, self._copy) <= self._reach)
+        return bool(torch.dist(image(weight, self._vector), self._image) <= self._reach)
 
 
 class DenseValue(Protocol):
@@ -60,8 +64,9 @@ class ExactValue:
 class Deferred:
     """Every so many forward passes in train mode, for large D; the loss shows an old value in between.
 
-    An old value ends before its time where W has moved by half its norm (Frobenius) since, and with `load_state_dict`,
-    ``to()``, a change between train and eval mode, or another tensor in the place of W.
+    An old value ends before its time where W has moved by about half its norm since (half of what it makes of one
+    vector without pattern), and with `load_state_dict`, ``to()``, a change between train and eval mode, or another
+    tensor in the place of W.
 
     Args:
         every: Number of forward passes that share one value, at least 1.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowplug._noise import Noise
 from flowplug._precision import at_least_single
+from flowplug._reading import transformed
 from flowplug.branch import Branch
 
 
@@ -30,4 +31,14 @@ class ExactLogDet:
         # Determinants do not come in half precision, which the model or autocast may have.
         jacobian = at_least_single(jacobian.to(x.dtype))
         eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=x.device)
-        return y, torch.linalg.slogdet(eye + jacobian).logabsdet.to(x.dtype)
+        return y, _logabsdet(eye + jacobian).to(x.dtype)
+
+
+def _logabsdet(matrices: Tensor) -> Tensor:
+    """log|det| of ``(B, D, D)``, ``(B,)``."""
+    if not transformed():
+        found: Tensor = torch.linalg.slogdet(matrices).logabsdet
+        return found
+    # Forward-mode derivatives of torch's slogdet are wrong to second order, and wherever vmap meets them.
+    factors: Tensor = torch.linalg.lu_factor_ex(matrices)[0]
+    return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)

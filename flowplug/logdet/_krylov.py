@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug._precision import at_least_single, full_precision
 from flowplug.logdet._control import Control, ExactTrace
 from flowplug.logdet._lengths import Geometric
 from flowplug.logdet._neumann import Neumann
@@ -22,7 +23,7 @@ _SMALLEST_PIVOT = 1e-3
 
 @dataclass(frozen=True)
 class Krylov(Series):
-    r"""The stochastic log-det from the same products as `PowerSeries`, with far less variance for them.
+    r"""The stochastic log-det from the same products as `PowerSeries`, mostly with far less variance for them.
 
     .. math:: \log\det(I + J) = E \int_0^1 v^T J^T u_t \, dt, \qquad (I + t J^T) u_t = v, \qquad
               \nabla \log\det(I + J) = E[u_1^T (\nabla J) v]
@@ -36,15 +37,25 @@ class Krylov(Series):
     .. math:: E \sum_{k=1}^{N} \frac{Y_k - Y_{k-1}}{P(N \ge k)}
               = \sum_{k=1}^{\infty} P(N \ge k) \frac{Y_k - Y_{k-1}}{P(N \ge k)} = Y,
 
-    for the value and for u alike. As the increments end at k = D, the variance is finite whatever :math:`\rho`.
+    for the value and for u alike, with the variance
+
+    .. math:: \sum_{k=0}^{\infty} \Big(\frac{1}{P(N \ge k + 1)} - \frac{1}{P(N \ge k)}\Big) E |Y - Y_k|^2
+
+    beyond that of Y. As :math:`Y_k = Y` for :math:`k \ge D`, it is finite whatever :math:`\rho`, but large where P
+    falls faster than the squared error. For symmetric J with eigenvalues in :math:`[-L, L]` that falls by :math:`r^2` a
+    term for u and :math:`r^4` for the value, with :math:`r = (\sqrt\kappa - 1) / (\sqrt\kappa + 1)` and :math:`\kappa =
+    (1 + L) / (1 - L)`: with the default's survival of 0.25 the sum converges in any dimension up to L = 0.8 for the
+    gradient, and to L = 0.94 for the value. Beyond, and for eigenvalues on a circle, where a projection gains little on
+    the powers, 2 products and little more are too few: a smaller p, or `Certified` as in `PowerSeries`, takes more, and
+    mostly has less noise than `PowerSeries` has with them (docs/benchmarks.md, "Roulettes and spectra").
 
     The matrices :math:`I + t H_k` are eliminated without pivoting, which is safe for contractions in the 2-norm. Under
     other norms the space may have Ritz values left of -1; a sample for which a pivot comes close to 0 goes on, from
     there, with the power series of its residual, which converges for every :math:`\rho < 1` (on trained flows hardly
     any: docs/benchmarks.md, "Pivots close to zero").
 
-    The default of 2 products and, with survival 0.15, more is what trained best at equal time (docs/benchmarks.md,
-    "Roulettes at equal time").
+    The default is 2 products and, for an eighth of the rows, more with survival 0.25: with far less variance as dear as
+    survival 0.15 for all, which trained best at equal time (docs/benchmarks.md, "Roulettes at equal time").
 
     Reference: Saad, "Iterative Methods for Sparse Linear Systems", 2003, algorithm 6.4 (full orthogonalisation), used
     here in Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
@@ -63,7 +74,7 @@ class Krylov(Series):
         >>> transform = ResidualTransform(LipschitzMLP(100), logdet=Krylov(terms=Converged(rtol=1e-4)))
     """
 
-    terms: Terms = Roulette(Geometric(0.85), exact=2)  # noqa: RUF009 -- frozen
+    terms: Terms = Roulette(Geometric(0.75, share=0.5), exact=2)  # noqa: RUF009 -- frozen
     probes: Probes = Rademacher()  # noqa: RUF009
     gradient: Gradient = Neumann()  # noqa: RUF009
     control: Control | None = ExactTrace()  # noqa: RUF009
@@ -86,18 +97,19 @@ class _Arnoldi(Recurrence):
     STATE = ("_norm", "_basis", "_solution", "_lower", "_products", "_f", "_ratio", "_sound")
 
     def __init__(self, v: Tensor) -> None:
-        flat, (t, _) = v.flatten(1), _quadrature(v.dtype, v.device)
+        flat = at_least_single(v.flatten(1))
+        t, _ = _quadrature(flat.dtype, v.device)
         self._norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-        first = flat / self._norm.clamp(min=torch.finfo(v.dtype).tiny)
+        first = flat / self._norm.clamp(min=torch.finfo(flat.dtype).tiny)
         self._basis = [first]  # v_j
         self._solution: list[Tensor] = []  # p_j at t = 1
         self._lower: list[Tensor] = []  # the subdiagonal of L
         self._products: list[Tensor] = []  # b_j
-        self._f = v.new_ones(len(v), 1)  # f_k at t = 1
-        self._ratio = v.new_ones(len(v), len(t))  # f_k(t) / f_k(1)
+        self._f = flat.new_ones(len(v), 1)  # f_k at t = 1
+        self._ratio = flat.new_ones(len(v), len(t))  # f_k(t) / f_k(1)
         self._sound = torch.ones_like(self._f)  # 0 where a pivot came close to 0, else 1
-        self.vector, self.u = first.reshape(v.shape), v
-        self.known, self.waiting = v.new_zeros(len(v), 2), self._norm.square().expand(-1, 2)
+        self.vector, self.u = first.reshape(v.shape).to(v.dtype), v
+        self.known, self.waiting = v.new_zeros(len(v), 2), self._norm.square().expand(-1, 2).to(v.dtype)
 
     @property
     def residual(self) -> Tensor:
@@ -106,11 +118,12 @@ class _Arnoldi(Recurrence):
 
     def advance(self, product: Tensor) -> Tensor:
         """One step of Arnoldi's method, one column of U, and the term that follows from them."""
-        a, column, following, size = self._expand(product.flatten(1))
-        settled = a * self.waiting
-        pivot, b, p = self._eliminate(a, column)
-        self._correct(a, b, p, pivot, following, size, product.shape)
-        t = _quadrature(product.dtype, product.device)[0]
+        with full_precision(product):
+            a, column, following, size = self._expand(product.flatten(1))
+            settled = (a * self.waiting).to(self.vector.dtype)
+            pivot, b, p = self._eliminate(a, column)
+            self._correct(a, b, p, pivot, following, size)
+        t = _quadrature(size.dtype, size.device)[0]
         self._lower = [*self._lower, size * t / pivot]
         self._basis = [*self._basis, following]
         self._solution, self._products = [*self._solution, p], [*self._products, b]
@@ -123,7 +136,8 @@ class _Arnoldi(Recurrence):
             a_k ``(R, 1)``, the entries of column k of L^-1 t H ``(R, nodes)``, the vector v_{k+1} ``(R, D)``, zero for
             an invariant subspace, and h_{k+1,k} ``(R, 1)``.
         """
-        t, limits = _quadrature(w.dtype, w.device)[0], torch.finfo(w.dtype)
+        rounding, w = torch.finfo(w.dtype).eps, at_least_single(w)
+        t = _quadrature(w.dtype, w.device)[0]
         h, rest = _orthogonalize(w, self._basis)
         again, rest = _orthogonalize(rest, self._basis)  # against rounding
         column: list[Tensor] = []
@@ -135,9 +149,9 @@ class _Arnoldi(Recurrence):
         rest = torch.where(self._sound.bool(), rest, w)
         size = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
         # An invariant subspace: what is left is rounding, and the approximation exact.
-        broken = size <= 10 * limits.eps * torch.linalg.vector_norm(w, dim=1, keepdim=True)
+        broken = size <= 10 * rounding * torch.linalg.vector_norm(w, dim=1, keepdim=True)
         size = size.masked_fill(broken, 0.0)
-        following = rest * (size / size.square().clamp(min=limits.tiny))
+        following = rest * (size / size.square().clamp(min=torch.finfo(size.dtype).tiny))
         return h[0], [entry * self._sound for entry in column], following, size
 
     def _eliminate(self, a: Tensor, column: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,18 +163,16 @@ class _Arnoldi(Recurrence):
             p = torch.addcmul(p, self._solution[j], entry[:, -1:], value=-1)
         return pivot, b / pivot, p / pivot[:, -1:]
 
-    def _correct(
-        self, a: Tensor, b: Tensor, p: Tensor, pivot: Tensor, following: Tensor, size: Tensor, shape: torch.Size
-    ) -> None:
+    def _correct(self, a: Tensor, b: Tensor, p: Tensor, pivot: Tensor, following: Tensor, size: Tensor) -> None:
         """What the new pair changes of the solution: the next term."""
         t, rules = _quadrature(a.dtype, a.device)
-        square, f = self._norm.square(), self._f
-        self.known = square * f * ((self._ratio * (b - a)) @ rules)
+        square, f, like = self._norm.square(), self._f, self.vector
+        self.known = (square * f * ((self._ratio * (b - a)) @ rules)).to(like.dtype)
         self._f = -size * f / pivot[:, -1:]
         self._ratio = self._ratio * t * (pivot[:, -1:] / pivot)
-        self.waiting = square * self._f * (self._ratio @ rules)
-        self.u = (self._norm * (f * (p - self._basis[-1]) + self._f * following)).reshape(shape)
-        self.vector = following.reshape(shape)
+        self.waiting = (square * self._f * (self._ratio @ rules)).to(like.dtype)
+        self.u = (self._norm * (f * (p - self._basis[-1]) + self._f * following)).reshape(like.shape).to(like.dtype)
+        self.vector = following.reshape(like.shape).to(like.dtype)
 
 
 def _orthogonalize(w: Tensor, basis: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -179,6 +191,12 @@ def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tenso
     Gauss-Legendre by the eigenvalues of its Jacobi matrix (Golub, Welsch 1969), in s with t = 1 - s^2, which moves the
     nodes to t = 1, near which integrands of strong contractions are steep.
     """
+    # What is kept from inference mode could not be differentiated later. Dynamo does not know the keyword.
+    with torch.inference_mode(False):  # noqa: FBT003
+        return _rules(dtype, device)
+
+
+def _rules(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     count = 40 if dtype == torch.float64 else 16
     k = torch.arange(1, count, dtype=torch.float64, device="cpu")
     off_diagonal = torch.diag(k / (4 * k * k - 1).sqrt(), 1)

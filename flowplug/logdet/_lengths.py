@@ -29,33 +29,38 @@ class Length(Protocol):
 
 @dataclass(frozen=True)
 class Geometric:
-    r"""Random terms with a geometric number, :math:`P(M \ge m) = (1 - p)^m`; ``1 / p - 1`` terms on average.
+    r"""Random terms with a geometric number, of a share of the rows, :math:`P(M \ge m) = s (1 - p)^m` for m > 0.
 
-    The roulette has finite variance if and only if :math:`\rho^2 < 1 - p` for the spectral radius :math:`\rho` of the
-    Jacobian: 0.707 for the published p = 0.5. ``p = 1 - L`` with the bound L of g is always safe.
+    The average is ``share * (1 / p - 1)`` terms. The roulette of a power series has finite variance if and only if
+    :math:`\rho^2 < 1 - p` for the spectral radius :math:`\rho` of the Jacobian: 0.707 for the published p = 0.5.
+    ``p = 1 - L`` with the bound L of g is always safe. A smaller share pays for a smaller p: fewer series, but longer.
 
     Args:
         p: Probability of stopping after each term, in (0, 1).
+        share: Probability s of drawing at all; else M = 0. In (0, 1].
 
     Raises:
-        ValueError: ``p`` is not in (0, 1).
+        ValueError: ``p`` is not in (0, 1), or ``share`` not in (0, 1].
 
     Example:
-        >>> Geometric(0.5).survival(2)
-        0.25
+        >>> Geometric(0.5).survival(2), Geometric(0.5, share=0.4).survival(2)
+        (0.25, 0.1)
     """
 
     p: float
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         require_numbers("Geometric", p=self.p)
         if not 0 < self.p < 1:
             raise ValueError(f"Geometric(p) must be in (0, 1); got {self.p}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"Geometric(share=...) must be in (0, 1]; got {self.share}")
 
     def survival(self, m: int, branch: Branch | None = None) -> float:
         """P(M >= m), the same for every branch."""
         del branch
-        return (1 - self.p) ** m
+        return self.share * (1 - self.p) ** m if m > 0 else 1.0
 
     def decay(self, bound: float) -> float:
         """1 - p."""

@@ -8,15 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowplug._derivatives import with_derivative
 from flowplug.logdet._recurrence import Solved
 from flowplug.logdet._series import Gradient, Problem, dot
-
-_ONCE = (
-    "the estimate of a log-det by Neumann, with or without Recompute, is differentiable once, as its u = (I + J)^-T v "
-    "counts as a constant: for a second derivative (score matching, Hessians) pass logdet=ExactLogDet(), or "
-    "PowerSeries(gradient=Autograd()), to the residual transform, and the same as eval_logdet in eval mode"
-)
 
 
 @dataclass(frozen=True)
@@ -48,9 +41,8 @@ class Neumann(Gradient):
     def attach(self, problem: Problem, solved: Sequence[Solved]) -> Tensor:
         """The mean of the estimates: their values, with the gradient of ``u^T J v``."""
         linear, trace = problem.linear, problem.trace
-        value = by = torch.zeros_like(solved[0].known)
+        total = torch.zeros_like(solved[0].known) if trace is None else trace * len(solved)
         for v, u, known, share in solved:
             product = dot(linear.vjp(u, create_graph=torch.is_grad_enabled()), v)
-            value, by = value + (known + share * product.detach()), by + product
-        total = with_derivative(value, by, _ONCE, linear.y) if torch.is_grad_enabled() else value
-        return total / len(solved) if trace is None else trace + total / len(solved)
+            total = total + (known + share * product.detach()) + (product - product.detach())
+        return total / len(solved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -106,12 +107,16 @@ class Autograd(Gradient):
 
     .. math:: \sum_{k=1}^{n} \frac{(-1)^{k+1} c_k}{k} v^T J^k v
 
+    Right to every order: a derivative may be differentiated again, as in score matching.
+
     Raises:
         TypeError: At construction of another series than `PowerSeries`: a projection is no sum of such terms.
 
     Example:
         >>> logdet = PowerSeries(gradient=Autograd())
     """
+
+    whole: ClassVar[bool] = True
 
     def check(self, series: Series) -> None:
         """Refuses all but power series."""

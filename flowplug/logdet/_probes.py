@@ -116,7 +116,7 @@ class Orthogonal(Probes):
         r"""Frames from entries :math:`\sqrt 2 \cos \theta`."""
         del generator
         rows, size = self._sizes(x)
-        return self._orthogonal(field.waves(torch.Size((self.samples, rows, size))).permute(1, 2, 0), x)
+        return self._orthogonal(field.waves((self.samples, rows, size)).permute(1, 2, 0), x)
 
     def _sizes(self, x: Tensor) -> tuple[int, int]:
         rows, size = x.flatten(1).shape
@@ -134,4 +134,4 @@ class Orthogonal(Probes):
 
 
 def _waves(probes: Probes, x: Tensor, field: Field) -> Tensor:
-    return field.waves(torch.Size((probes.samples, *x.shape))).to(x.dtype)
+    return field.waves((probes.samples, *x.shape)).to(x.dtype)

@@ -6,12 +6,13 @@ import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowplug._arguments import require_part
+from flowplug._derivatives import with_derivative
 from flowplug._noise import Noise
 from flowplug._reading import refuse_vmap
 from flowplug.branch import Branch, Linearization, LipschitzBound
@@ -50,16 +51,29 @@ class Problem(NamedTuple):
         return cls(series, linear, series.trace(linear), draws)
 
 
+_ONCE = (
+    "the estimate of a log-det is differentiable once, as its u = (I + J)^-T v counts as a constant. For a second "
+    "derivative (score matching, Hessians) pass logdet=ExactLogDet(), or PowerSeries(gradient=Autograd()), to the "
+    "residual transform, and the same as eval_logdet in eval mode"
+)
+
+
 class Gradient(abc.ABC):
     """How a series estimator gets its gradient; whichever it is, the value is the log-det.
 
     An estimate is made in two steps: `solve` finds, without a graph, what `attach` then turns into a differentiable
     value. `Recompute` repeats the second step alone.
 
+    Attributes:
+        whole: Whether the graph of `attach` holds all that the value depends on, so that it may be differentiated any
+            number of times. Else a second derivative is refused.
+
     Example:
         >>> issubclass(Neumann, Gradient), issubclass(Autograd, Gradient), issubclass(Recompute, Gradient)
         (True, True, True)
     """
+
+    whole: ClassVar[bool] = False
 
     def check(self, series: Series) -> None:
         """Refuses a series that it cannot differentiate.
@@ -85,7 +99,9 @@ class Gradient(abc.ABC):
     def __call__(self, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)``."""
         problem = Problem.at(series, branch, x, draws)
-        return problem.linear.y, self.attach(problem, self.solve(problem))
+        y, ladj = problem.linear.y, self.attach(problem, self.solve(problem))
+        once = not self.whole and torch.is_grad_enabled()
+        return y, with_derivative(ladj.detach(), ladj, f"{self}: {_ONCE}", y) if once else ladj
 
 
 def require_gradient(name: str, gradient: object) -> None:

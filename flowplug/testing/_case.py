@@ -128,9 +128,7 @@ class Case:
     def start(self) -> Any:  # noqa: ANN401 -- a host's module
         """A transform past its data-dependent initialisation, in train mode, run eagerly."""
         transform = self.fresh()
-        with warnings.catch_warnings(), starting(transform):
-            warnings.simplefilter("ignore", StartWarning)
-            transform(self.x, self.context)
+        meet(transform, self.x, self.context)
         return transform
 
     def build(self, *, training: bool) -> Any:  # noqa: ANN401 -- a host's module
@@ -153,6 +151,14 @@ class Case:
         shares = shares / shares.sum(1, keepdim=True)
         x = (shares @ self.x.flatten(1)).reshape(count, *self.x.shape[1:])
         return x, None if self.context is None else shares @ self.context
+
+
+@torch.no_grad()
+def meet(transform: Any, x: Tensor, context: Tensor | None) -> None:  # noqa: ANN401 -- a host's module
+    """Starts a transform in train mode from these rows, however few, if it starts from data."""
+    with warnings.catch_warnings(), starting(transform):
+        warnings.simplefilter("ignore", StartWarning)  # which says that they are few
+        transform(x, context)
 
 
 def inner(transform: nn.Module) -> Any:  # noqa: ANN401 -- a host's module

@@ -42,6 +42,7 @@ _NOT_RUN = "it is about how a transform is made, not how it is run"
 _ORACLE = ("cheap", "gradients", "precision", "autograd.grad")
 _STATE = (_state.has_state, "it has no state")
 _STARTS = (_state.starts_from_data, "it does not start from data")
+_PARTS_START = (_state.has_part_that_starts, "no part of flowplug inside starts from data")
 _BOUNDED = (_bound.has_a_bound, "no residual transform is inside")
 
 LAWS: dict[str, Law] = {
@@ -63,6 +64,7 @@ LAWS: dict[str, Law] = {
     "written weights": Law(_state.follows_written_weights, only_eager=_CARRIED, applies=_STATE),
     "start in any units": Law(_state.starts_in_any_unit, only_eager=_CARRIED, applies=_STARTS),
     "start from few rows": Law(_state.survives_a_small_start, only_eager=_CARRIED, applies=_STARTS),
+    "start by name": Law(_state.starts_by_name, only_eager=_CARRIED, applies=_PARTS_START),
     "Lipschitz bound": Law(_bound.respects_its_bound, only_eager=_NOT_RUN, applies=_BOUNDED),
     "honest certificate": Law(_bound.covers_what_it_computes, only_eager=_NOT_RUN, applies=_BOUNDED),
     "saving and copying": Law(_protocol.saves_and_copies, ("cheap", "copies")),

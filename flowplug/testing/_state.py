@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowplug._errors import FlowplugError
+from flowplug._errors import FlowplugError, StartWarning
 from flowplug._noise import fixed_noise
-from flowplug.testing._case import Case, Direction, directions, inner, leaves, whole
+from flowplug._start import FromData, reset
+from flowplug.testing._case import Case, Direction, directions, inner, leaves, meet, whole
 from flowplug.testing._comparison import require
 from flowplug.testing._routes import LOADS, ROUTES
 
@@ -54,6 +56,27 @@ def follows_written_weights(case: Case) -> None:
         got = _numbers(transform, case, graphs=False)
         for key in got:
             _require_same(f"{key}, after a write by {name}", got[key], wanted[key], case)
+
+
+def starts_by_name(case: Case) -> None:
+    """Asked to, a transform starts from the rows at hand, however few; `reset` makes it start as at first."""
+    x, context = _data(case)
+    transform = case.fresh()
+    with torch.no_grad():
+        wanted = transform(x, context)[0]
+        meet(transform, case.x, case.context)
+        few = transform(case.x, case.context)[0]
+        reset(transform)
+        _require_same("output after reset and a new start", transform(x, context)[0], wanted, case)
+        meet(transform, case.x, case.context)
+        _require_same("output after a start by name", transform(case.x, case.context)[0], few, case)
+        meet(transform.eval(), x, context)
+        _require_same("output after a start by name in eval mode", transform(x, context)[0], wanted, case)
+
+
+def has_part_that_starts(case: Case) -> bool:
+    """Whether a part of flowplug starts from data."""
+    return any(isinstance(part, FromData) for part in case.fresh().modules())
 
 
 def has_state(case: Case) -> bool:
@@ -102,9 +125,11 @@ def survives_a_small_start(case: Case) -> None:
         wanted, centre = _statistics(y)
         for count in (2, 1):
             transform = case.fresh()
-            transform(x[:count], None if context is None else context[:count])
-            for _ in range(2):
-                y = transform(x, context)[0]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", StartWarning)  # which says that they are few
+                transform(x[:count], None if context is None else context[:count])
+                for _ in range(2):
+                    y = transform(x, context)[0]
             got, mean = _statistics(y)
             ratio = got / wanted
             good = bool(((ratio < 3) & (ratio > 1 / 3)).all()) and bool(((mean - centre).abs() < wanted).all())
@@ -126,7 +151,7 @@ def starts_from_data(case: Case) -> bool:
 
 def _data(case: Case) -> tuple[Tensor, Tensor | None]:
     """Rows with correlated columns that are not standardised."""
-    x, context = case.rows(256)
+    x, context = case.rows(256 + 4 * case.x[0].numel())
     noise = 0.3 * torch.randn_like(x)
     return 20 * (x - x.mean(0) + noise) + 50, context
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from flowplug.testing._case import EAGER, Case, InWay, Way
+from flowplug.testing._case import EAGER, Case, InWay, Way, meet
 
 
 def _compiled(case: Case, transform: Any) -> nn.Module:  # noqa: ANN401
@@ -175,25 +175,26 @@ def _pickled(case: Case, transform: nn.Module) -> nn.Module:
 
 
 def _averaged(case: Case, transform: nn.Module, *, use_buffers: bool) -> nn.Module:
-    """An average that began before the start from data, moved half way to each of two with other weights and data."""
+    """An average of three transforms, each with its own weights and its own start from data."""
     halve = get_ema_multi_avg_fn(0.5)  # type: ignore[no-untyped-call]
-    average = AveragedModel(_near(case, transform), multi_avg_fn=halve, use_buffers=use_buffers)
+    average = AveragedModel(_near(case, transform, -0.3), multi_avg_fn=halve, use_buffers=use_buffers)
     average.n_averaged.fill_(1)  # the first update would replace what it holds
-    other = _near(case, transform)
-    with torch.no_grad():
-        other(case.x.flip(0) * 1.5 - 0.2 * case.x, case.context)
-    for model in (transform, other):
+    for model in (transform, _near(case, transform, 0.5)):
         average.update_parameters(model)
         _serve(case, average.module)
     return average.module
 
 
 @torch.no_grad()
-def _near(case: Case, transform: nn.Module) -> Any:  # noqa: ANN401
-    """A transform that has seen no data, with weights close to given ones: far ones may have a singular mean."""
-    near = case.fresh()
-    for parameter, value in zip(near.parameters(), transform.parameters(), strict=True):
-        parameter.copy_(value + 0.02 * torch.randn_like(value))
+def _near(case: Case, transform: nn.Module, share: float) -> Any:  # noqa: ANN401
+    """A transform with weights close to given ones, as far ones may have a singular mean, and started elsewhere."""
+    near, other = case.fresh(), case.fresh()
+    # Permutations, seeds, initial weights: what is random is taken over, and the start is not.
+    drawn = [name for name, value in near.state_dict().items() if not torch.equal(value, other.state_dict()[name])]
+    meet(near, case.x + share * case.x.flip(0), case.context)
+    near.load_state_dict({**near.state_dict(), **{name: transform.state_dict()[name] for name in drawn}})
+    for parameter in near.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
     return near
 
 

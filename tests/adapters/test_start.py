@@ -71,7 +71,7 @@ def test_start_and_reset(make, start, latent, width, training):
     torch.testing.assert_close(y.std(0), torch.ones(3), atol=2e-3, rtol=0)
     starting = [module for module in flow.modules() if isinstance(module, fp.ActNorm | fp.Whitening)]
     assert [float(module.started) for module in starting] == [1.0] * 3
-    fp.reset(flow)
+    flowplug_zuko.reset(flow)
     assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
 
 

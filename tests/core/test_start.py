@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from torch.utils.checkpoint import checkpoint
 
 import flowplug as fp
+from flowplug import hosts
 
 PARTS = [fp.ActNorm, fp.Whitening]
 EACH = pytest.mark.parametrize("make", PARTS)
@@ -202,7 +203,7 @@ class TestByName:
         assert part.started == 1
 
     @EACH
-    @pytest.mark.parametrize("undo", [lambda part: part.reset(), lambda part: fp.reset(nn.ModuleList([part]))])
+    @pytest.mark.parametrize("undo", [lambda part: part.reset(), lambda part: hosts.reset(nn.ModuleList([part]))])
     def test_reset(self, make, undo):
         part = make(4)
         fresh = copy.deepcopy(part.state_dict())

@@ -9,7 +9,7 @@ from cases import Row
 from matrix import cells, check
 
 
-@pytest.mark.parametrize(("name", "law", "way"), cells({"page": Row(None, context=2)}, {"page"}))
+@pytest.mark.parametrize(("name", "law", "way"), cells({"page": Row(None, context=2)}, whole={"page"}))
 def test_the_transform_of_the_page_obeys_every_law(page, name, law, way):
     def make(**keywords):
         transform = page.SinhArcsinh(3, 2, **keywords)

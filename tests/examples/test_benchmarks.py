@@ -1,12 +1,13 @@
 """What the benchmarks measure, on sizes where it is known; CI runs them as a whole."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 import flowplug as fp
-from benchmarks import dense, equal_time, lipschitz, recipe, speed, target, variance
+from benchmarks import dense, equal_time, lipschitz, recipe, spectra, speed, target, variance
 from benchmarks.models import inverted, jacobians, likelihood_loss, residual_parts, trained_stack
 from common.densities import log_prob, of_transform
 from common.tables import load
@@ -68,6 +69,23 @@ class TestVariance:
             for i in range(2):
                 mean = sum(0.5 ** (n + 1) * part[i] for n, part in enumerate(parts))
                 torch.testing.assert_close(mean, wanted[i], atol=1e-6, rtol=1e-6)
+
+
+class TestSpectra:
+    def test_the_noise_of_a_roulette_is_that_of_its_lengths(self):
+        length, parts = fp.Geometric(0.5, share=0.6), [0.0, 1.0, 3.0, 2.0, 2.5]  # no more is added
+        estimates = [(torch.tensor([part]), torch.tensor([[2 * part]])) for part in parts[1:]]
+        survivals = [1.0, 1.0, length.survival(1), length.survival(2), 0.0]
+        steps = [(b - a) / p for (a, b), p in zip(pairwise(parts), survivals, strict=False)]
+        chances = {n: survivals[n - 1] - survivals[n] for n in (2, 3, 4)}
+        wanted = sum(chance * (sum(steps[:n]) - 2.5) ** 2 for n, chance in chances.items())
+        found = spectra.added(estimates, estimates[-1], length)
+        torch.testing.assert_close(found, torch.tensor([wanted, 4 * wanted]))
+
+    def test_every_estimator_is_measured(self, table):
+        settings = spectra.Settings(features=3, data=table, steps=2, blocks=1, rows=4, longest=5)
+        assert len(list(spectra.measure(settings))) == 4 * len(spectra.ESTIMATORS)
+        assert spectra.ESTIMATORS["Krylov, default"][1] == fp.Krylov().terms.length
 
 
 class TestDense:

@@ -35,10 +35,17 @@ def test_a_users_length_sees_the_branch_of_the_pass(eps):
     assert isinstance(length.asked[0], fp.Branch)
 
 
-@pytest.mark.parametrize("length", [fp.Geometric(0.3), fp.Poisson(2.0)])
+@pytest.mark.parametrize("length", [fp.Geometric(0.3), fp.Geometric(0.3, share=0.5), fp.Poisson(2.0)])
 def test_fixed_lengths_are_the_same_for_every_branch(length):
     for m in range(5):
         assert length.survival(m) == length.survival(m, Bounded(0.5)) == length.survival(m, Bounded(0.9))
+
+
+def test_a_share_of_the_rows_draws_a_number():
+    length = fp.Geometric(0.75, share=0.5)
+    assert [length.survival(m) for m in range(4)] == [1.0, 0.125, 0.03125, 0.0078125]
+    assert length.decay(0.9) == 0.25
+    assert sum(length.survival(m) for m in range(1, 99)) == pytest.approx(0.5 * (1 / 0.75 - 1))
 
 
 def test_certified_needs_a_branch():
@@ -56,6 +63,8 @@ def test_certified_length_follows_the_weights_in_use():
     ("make", "message"),
     [
         (lambda: fp.Geometric(1.0), r"in \(0, 1\); got 1.0"),
+        (lambda: fp.Geometric(0.5, share=0.0), r"share=\.\.\.\) must be in \(0, 1\]; got 0.0"),
+        (lambda: fp.Geometric(0.5, share=1.5), r"in \(0, 1\]; got 1.5"),
         (lambda: fp.Poisson(0.0), "positive; got 0.0"),
     ],
 )
