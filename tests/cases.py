@@ -238,6 +238,12 @@ def normflows_own_net(**k):
         return on(NormflowsView, flowplug_normflows.Residual, net=net)(**k)
 
 
+def normflows_own_cnn(**k):
+    net = nf.nets.LipschitzCNN([2, 4, 2], [3, 3], lipschitz_const=0.8, init_zeros=False)
+    with pytest.warns(fp.UnboundedBranchWarning):
+        return on(NormflowsView, flowplug_normflows.Residual, net=net)(**k)
+
+
 def zuko_residual(**k):
     return on(ZukoView, flowplug_zuko.ResidualTransform, features=3, hidden_features=(8, 8))(**k)
 
@@ -272,6 +278,7 @@ ADAPTERS = {
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
     "normflows own net": Row(normflows_own_net, exempt={**DEFAULT_DTYPE, **HOSTS_VMAP}),
+    "normflows own CNN": Row(normflows_own_cnn, event=(2, 2, 2), exempt={**DEFAULT_DTYPE, **HOSTS_VMAP}),
     "normflows Whitening": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.Whitening(3), **k))),
     "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
     "zuko": Row(zuko_residual),
