@@ -70,6 +70,7 @@ DEFAULT_DTYPE = {
         "* / dtype there and back",
     )
 }
+OWN = {**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_WRITES}
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ ADAPTERS = {
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
-    "normflows own net": Row(normflows_own_net, exempt={**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_WRITES}),
+    "normflows own net": Row(normflows_own_net, exempt=OWN),
     "normflows own CNN": Row(
         normflows_own_cnn, event=(2, 2, 2), exempt={**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_WRITES}
     ),
