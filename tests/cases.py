@@ -59,6 +59,19 @@ HOSTS_VMAP = {
         "* / vmap",
     )
 }
+HOSTS_NET = {
+    "normflows' layers write on buffers of their own in every pass, and keep no bound in between": (
+        "written weights",
+        "* / torch.func",
+        "* / checkpointed",
+    )
+}
+OWN_NOISE = {
+    "copies have noise of their own where it is fixed, as zuko's transforms do in train mode": (
+        "same numbers / deepcopy",
+        "same numbers / averaged*",
+    )
+}
 DEFAULT_DTYPE = {
     "normflows computes a part of it in torch's default dtype, and runs in no other": (
         "shape and dtype",
@@ -271,12 +284,12 @@ ADAPTERS = {
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
-    "normflows own net": Row(normflows_own_net, exempt={**DEFAULT_DTYPE, **HOSTS_VMAP}),
+    "normflows own net": Row(normflows_own_net, exempt={**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_NET}),
     "normflows Whitening": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.Whitening(3), **k))),
     "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
     "zuko": Row(zuko_residual),
     "zuko context": Row(zuko_context, context=2),
-    "zuko stochastic": Row(zuko_stochastic),
+    "zuko stochastic": Row(zuko_stochastic, exempt=OWN_NOISE),
     "zuko Whitening": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.Whitening(3), **k))),
     "zuko ActNorm": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.ActNorm(3), **k))),
 }
