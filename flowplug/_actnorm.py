@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
 from flowplug._moments import merge, nonzero, standardise
 from flowplug._start import FromData
@@ -49,6 +50,7 @@ class ActNorm(FromData, Transform):
 
     def __init__(self, features: int, *, event_dim: int = 1) -> None:
         super().__init__()
+        require_ints("ActNorm", features=features, event_dim=event_dim)
         if features < 1 or event_dim < 1:
             raise ShapeError(f"ActNorm needs features and event_dim of at least 1; got {features} and {event_dim}")
         self.event_dim = event_dim

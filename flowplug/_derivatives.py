@@ -42,7 +42,7 @@ class _WithDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(value: Tensor, product: Tensor, message: str, *sources: Tensor) -> Tensor:
-        return value.view_as(value)
+        return value.clone()  # which hosts may write on
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from flowplug._arguments import require_instance, require_ints
+
 
 class Conditions(NamedTuple):
     """Under which conditions a pass is made.
@@ -39,6 +41,8 @@ class Noise:
     """
 
     def __init__(self, seed: Tensor | None = None, *, mix: int = 0, by_content: bool = False) -> None:
+        if seed is not None:
+            require_instance("Noise", "seed", seed, Tensor, "torch.tensor(7)")
         self._seed, self._mix, self.by_content = seed, mix, by_content
         self._generators: dict[torch.device, Generator] = {}
 
@@ -75,8 +79,7 @@ def fixed_noise(seed: int) -> Iterator[None]:
         ...     torch.equal(transform(x)[1], transform(x)[1])
         True
     """
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"fixed_noise(seed) must be an integer; got {seed!r}")
+    require_ints("fixed_noise", seed=seed)
     with _conditions(_current.get()._replace(seed=seed)):
         yield
 

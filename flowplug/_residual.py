@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import given, require_instance, require_ints, require_part
 from flowplug._errors import ShapeError
 from flowplug._noise import Noise, Replay, current_conditions
 from flowplug._transform import Transform
@@ -69,7 +70,7 @@ class ResidualTransform(Transform):
     Raises:
         LipschitzError: The bound of g is unknown, or not below 1: at construction, in eval mode and in `inverse`; in
             train mode too, looked at now and then, where nothing keeps it below 1 (`UnboundedBranchWarning`).
-        ShapeError: ``event_dim`` contradicts ``g.event_shape``, or g changes the shape of its input.
+        ShapeError: ``event_dim`` is below 1 or contradicts ``g.event_shape``, or g changes the shape of its input.
         NotConverged: The inverse did not converge.
         ValueError: ``chunk_size`` is below 1.
 
@@ -97,6 +98,13 @@ class ResidualTransform(Transform):
         chunk_size: int = 65_536,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        require_instance(name, "g", g, nn.Module, "LipschitzMLP(2)")
+        for role, part in {"logdet": logdet, "eval_logdet": eval_logdet}.items():
+            if part is not None:
+                require_part(name, role, part, "__call__", "a log-det, such as ExactLogDet() or Krylov(), or None")
+        require_part(name, "solver", solver, "__call__", "a solver, such as Anderson()")
+        require_ints(name, chunk_size=chunk_size, **given(event_dim=event_dim))
         self.g = g
         self._watch = Watch()
         if not on_meta(g):
@@ -109,6 +117,8 @@ class ResidualTransform(Transform):
             raise ValueError(f"ResidualTransform(chunk_size=...) must be at least 1; got {chunk_size}")
         self.chunk_size = chunk_size
         self.logdet, self.eval_logdet, self.solver = logdet, eval_logdet, solver
+        if event_dim is not None and event_dim < 1:
+            raise ShapeError(f"ResidualTransform(event_dim=...) must be at least 1; got {event_dim}")
         self.event_shape = getattr(g, "event_shape", None)
         known = 1 if self.event_shape is None else len(self.event_shape)
         if event_dim is not None and event_dim != known and self.event_shape is not None:
@@ -162,6 +172,8 @@ class ResidualTransform(Transform):
     ) -> tuple[Tensor, Tensor]:
         """Applies a direction to rows ``(B, *event)``, ``chunk_size`` at a time where no graph is built."""
         batch, event = x.shape[: x.dim() - self.event_dim], x.shape[x.dim() - self.event_dim :]
+        if 0 in event:
+            raise ShapeError(f"{type(self).__name__} needs events with entries; got {tuple(x.shape)}")
         count = math.prod(batch)
         with self._replay():
             # By place in the batch, noise must not depend on how that is cut.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from flowplug._actnorm import ActNorm
+from flowplug._arguments import require_ints
 from flowplug._residual import ResidualTransform
 from flowplug._transform import ComposedTransform, Transform
 from flowplug._whitening import Whitening
@@ -59,6 +60,7 @@ class ResidualStack(ComposedTransform):
         eval_logdet: LogDet | None = None,
         solver: Solver = Anderson(),  # noqa: B008 -- frozen and stateless
     ) -> None:
+        require_ints("ResidualStack", features=features, transforms=transforms)
         if transforms < 1:
             raise ValueError(f"ResidualStack(transforms=...) must be at least 1; got {transforms}")
         parts: list[Transform] = []

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance
 from flowplug._errors import ContextError, DeviceError, DtypeError, InverseNotAvailable, NonFiniteError, ShapeError
 from flowplug._precision import full_precision
 from flowplug._reading import known
@@ -26,6 +27,9 @@ class Transform(nn.Module, abc.ABC):
     point, finite, on the parameters' device and in their dtype, with the context broadcast to the batch shape or
     ``None``. An unconditional transform (``context_features == 0``) drops any context unread, so that hosts may pass
     one to every layer.
+
+    In a flow of another library it belongs into the wrapper of that library's adapter. Straight into a host whose
+    ``forward`` goes from latent to data it would run backwards, with nothing for either to notice.
 
     Attributes:
         event_dim: Number of trailing dimensions that form one event.
@@ -171,8 +175,10 @@ def _fits(shape: Sequence[int], pattern: tuple[int | None, ...] | None) -> bool:
 
 def _check_tensor(name: str, role: str, x: Tensor, *, like: Tensor | None) -> None:
     if not isinstance(x, Tensor):
-        raise DtypeError(f"{name} expects its {role} as a torch.Tensor; got {type(x).__name__}")
-    if not x.is_floating_point():
+        # Some hosts call a part with a context, or none, for a map of this context.
+        hint = "; in a flow of another library, use the wrapper of its adapter" if x is None else ""
+        raise DtypeError(f"{name} expects its {role} as a torch.Tensor; got {type(x).__name__}{hint}")
+    if not x.is_floating_point() or x.dtype.itemsize < 2:  # those of 8 bits are for storage
         raise DtypeError(f"{name} expects a floating-point {role}; got {x.dtype}: convert it, e.g. by .float()")
     if like is not None:
         if x.device != like.device:
@@ -208,6 +214,10 @@ class ComposedTransform(Transform):
 
     def __init__(self, *transforms: Transform) -> None:
         super().__init__()
+        for transform in transforms:
+            if isinstance(transform, Sequence):
+                raise TypeError("ComposedTransform takes transforms one by one: ComposedTransform(*transforms)")
+            require_instance("ComposedTransform", "transforms", transform, Transform, "ActNorm(2)")
         dims = sorted({transform.event_dim for transform in transforms})
         if len(dims) != 1:
             raise ShapeError(f"ComposedTransform needs one or more transforms of one event_dim; got event_dims {dims}")
@@ -249,6 +259,7 @@ class InverseTransform(Transform):
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
+        require_instance("InverseTransform", "transform", transform, Transform, "ActNorm(2)")
         self.transform = transform
         self.event_dim = transform.event_dim
         self.event_shape = transform.event_shape

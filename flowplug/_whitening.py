@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
 from flowplug._factors import Factorization, Factors
 from flowplug._moments import merge, nonzero, standardise, whitener
@@ -55,6 +56,7 @@ class Whitening(FromData, Transform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        require_ints("Whitening", features=features)
         if features < 1:
             raise ShapeError(f"Whitening needs at least 1 feature; got {features}")
         self.event_shape = (features,)

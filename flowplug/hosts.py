@@ -9,6 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import given as given
+from flowplug._arguments import require_bools as require_bools
+from flowplug._arguments import require_instance as require_instance
+from flowplug._arguments import require_ints as require_ints
+from flowplug._arguments import require_numbers as require_numbers
+from flowplug._arguments import require_part as require_part
 from flowplug._errors import ContextError, ShapeError
 from flowplug._noise import current_conditions
 from flowplug._reading import mapped
@@ -52,6 +58,7 @@ class HostTransform(Transform):
 
     def __init__(self, host: Any, *, event_dim: int, context_features: int) -> None:  # noqa: ANN401 -- a host's own
         super().__init__()
+        require_ints(type(self).__name__, event_dim=event_dim, context_features=context_features)
         if event_dim < 1:
             raise ShapeError(f"a bridged transform needs an event_dim of at least 1; got {event_dim}")
         if context_features < 0:

@@ -243,12 +243,20 @@ def normflows_features(**k):
     return on(NormflowsView, make, net=3, logdet=fp.Krylov(), eval_logdet=fp.Krylov(), **options)(**k)
 
 
-def normflows_own_net(**k):
-    # The power iteration of normflows stops a little below the norm.
-    net = nf.nets.LipschitzMLP([3, 8, 3], lipschitz_const=0.8, init_zeros=False)
+def unwatched(net, **k):
+    """normflows' flow around a network of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fp.UnboundedBranchWarning)  # between the manual updates nothing keeps it
         return on(NormflowsView, flowplug_normflows.Residual, net=net)(**k)
+
+
+def normflows_own_net(**k):
+    # The power iteration of normflows stops a little below the norm.
+    return unwatched(nf.nets.LipschitzMLP([3, 8, 3], lipschitz_const=0.8, init_zeros=False), **k)
+
+
+def normflows_own_cnn(**k):
+    return unwatched(nf.nets.LipschitzCNN([2, 4, 2], [3, 3], lipschitz_const=0.8, init_zeros=False), **k)
 
 
 def zuko_residual(**k):
@@ -285,6 +293,7 @@ ADAPTERS = {
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
     "normflows own net": Row(normflows_own_net, exempt={**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_NET}),
+    "normflows own CNN": Row(normflows_own_cnn, event=(2, 2, 2), exempt={**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_NET}),
     "normflows Whitening": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.Whitening(3), **k))),
     "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
     "zuko": Row(zuko_residual),

@@ -2,7 +2,8 @@
 
 `NflowsTransform` wraps any flowplug transform; the classes named after nflows' own build one from the arguments an
 nflows user expects. They mix with nflows' transforms in `CompositeTransform`, `MultiscaleCompositeTransform` and
-`Flow`.
+`Flow`. The directions of a flowplug transform are those of nflows, which runs one without a wrapper too, but does not
+know its errors.
 
 `from_nflows` goes the other way: any transform of nflows becomes a flowplug transform, and so runs in the other hosts.
 """

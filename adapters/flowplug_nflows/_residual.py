@@ -9,6 +9,7 @@ from nflows.transforms.base import CompositeTransform
 from torch import nn
 
 import flowplug as fp
+from flowplug.hosts import require_ints
 from flowplug_nflows._transform import NflowsTransform
 
 
@@ -28,6 +29,7 @@ class ResidualTransform(NflowsTransform):
         solver: Finds the inverse, `flowplug.Anderson` or `flowplug.FixedPoint`.
 
     Raises:
+        ValueError: ``num_blocks`` is negative.
         FlowplugError: As in `flowplug.LipschitzMLP` and `flowplug.ResidualTransform`.
 
     Example:
@@ -50,10 +52,13 @@ class ResidualTransform(NflowsTransform):
         eval_logdet: fp.LogDet | None = None,
         solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
+        require_ints("ResidualTransform", hidden_features=hidden_features, num_blocks=num_blocks)
+        if num_blocks < 0:
+            raise ValueError(f"ResidualTransform(num_blocks=...) must not be negative; got {num_blocks}")
         g = fp.LipschitzMLP(
             features,
             (hidden_features,) * num_blocks,
-            context_features=context_features or 0,
+            context_features=0 if context_features is None else context_features,
             bound=bound,
             norm=norm,
             activation=activation,
@@ -79,7 +84,7 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         solver: As in `ResidualTransform`.
 
     Raises:
-        ValueError: ``num_layers`` is below 1.
+        ValueError: ``num_layers`` is below 1, or ``num_blocks_per_layer`` negative.
         FlowplugError: As in `ResidualTransform`.
 
     Example:
@@ -103,11 +108,15 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         eval_logdet: fp.LogDet | None = None,
         solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
+        sizes = {"hidden_features": hidden_features, "num_blocks_per_layer": num_blocks_per_layer}
+        require_ints("ResidualFlow", features=features, num_layers=num_layers, **sizes)
+        if num_blocks_per_layer < 0:
+            raise ValueError(f"ResidualFlow(num_blocks_per_layer=...) must not be negative; got {num_blocks_per_layer}")
         stack = fp.ResidualStack(
             features,
             num_layers,
             (hidden_features,) * num_blocks_per_layer,
-            context_features=context_features or 0,
+            context_features=0 if context_features is None else context_features,
             bound=bound,
             norm=norm,
             activation=activation,

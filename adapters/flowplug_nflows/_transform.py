@@ -4,6 +4,7 @@ from nflows.transforms.base import InverseNotAvailable, Transform
 from torch import Tensor
 
 import flowplug as fp
+from flowplug.hosts import require_instance
 
 
 class NflowsTransform(Transform):  # type: ignore[misc]
@@ -19,6 +20,7 @@ class NflowsTransform(Transform):  # type: ignore[misc]
 
     def __init__(self, core: fp.Transform) -> None:
         super().__init__()
+        require_instance(type(self).__name__, "core", core, fp.Transform, "flowplug.ActNorm(2)")
         self.core = core
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,10 @@
 `NormflowsFlow` wraps any flowplug transform; `Residual` takes the arguments of ``normflows.flows.Residual``, so that an
 existing model changes one import; `ResidualFlow` makes a whole model. The flows mix with normflows' in
 `NormalizingFlow`, `ConditionalNormalizingFlow` and `MultiscaleFlow`. normflows' own `LipschitzMLP` is accepted as
-network, with its bound computed from the weights in use.
+network, with its bound computed from the weights in use; so is its `LipschitzCNN`.
+
+A flowplug transform that is put straight into a model of normflows runs backwards, and no error can say so: both
+libraries call their directions ``forward`` and ``inverse``, for opposite things, and the model asks for no more.
 
 `from_normflows` goes the other way: any flow of normflows becomes a flowplug transform, and so runs in the other hosts.
 """

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 import flowplug as fp
+from flowplug.hosts import given, require_bools, require_ints, require_numbers
 
 
 @dataclass(frozen=True)
@@ -10,7 +11,8 @@ class Estimator:
     """The log-det of ``normflows.flows.Residual``; its arguments are described in `Residual`.
 
     Raises:
-        ValueError: ``n_dist`` is neither of the two.
+        TypeError: An argument is of another kind.
+        ValueError: ``n_dist`` is neither of the two, ``lamb`` not positive or ``n_exact_terms`` negative.
     """
 
     reduce_memory: bool = True
@@ -24,6 +26,15 @@ class Estimator:
     n_dist: str = "geometric"
 
     def __post_init__(self) -> None:
+        name, flags = "Residual", {"exact_trace": self.exact_trace, "brute_force": self.brute_force}
+        require_bools(name, reduce_memory=self.reduce_memory, **flags)
+        require_numbers(name, geom_p=self.geom_p, lamb=self.lamb)
+        require_ints(name, n_samples=self.n_samples, n_exact_terms=self.n_exact_terms)
+        require_ints(name, **given(n_power_series=self.n_power_series))
+        if not (self.lamb > 0 and self.n_exact_terms >= 0):
+            raise ValueError(
+                f"Residual needs a positive lamb and n_exact_terms of at least 0; got {self.lamb}, {self.n_exact_terms}"
+            )
         if self.n_dist not in ("geometric", "poisson"):
             raise ValueError(f"n_dist must be one of ['geometric', 'poisson']; got {self.n_dist!r}")
 

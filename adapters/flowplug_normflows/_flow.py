@@ -8,6 +8,7 @@ from normflows.distributions import DiagGaussian
 from torch import nn
 
 import flowplug as fp
+from flowplug.hosts import require_ints, require_part
 from flowplug_normflows._transform import NormflowsFlow
 
 
@@ -61,6 +62,10 @@ def ResidualFlow(
         >>> flow.log_prob(torch.randn(5, 2), context=torch.randn(5, 3)).shape
         torch.Size([5])
     """
+    require_ints("ResidualFlow", features=features, num_layers=num_layers, context_features=context_features)
+    for role, part in {"q0": q0, "p": p}.items():
+        if part is not None:
+            require_part("ResidualFlow", role, part, "log_prob", "a distribution of normflows, or None")
     stack = fp.ResidualStack(
         features,
         num_layers,

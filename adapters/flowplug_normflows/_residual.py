@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import flowplug as fp
 from flowplug_normflows._estimator import Estimator
+from flowplug_normflows._networks import advising, branch_of, event_shape, initialize_
+from flowplug_normflows._states import fit, translate
 from flowplug_normflows._transform import NormflowsFlow
 
 
@@ -14,11 +16,13 @@ class Residual(NormflowsFlow):
     """``normflows.flows.Residual`` with certified invertibility, right gradients and context.
 
     With normflows' default arguments flowplug chooses the log-det (exact in low dimension); any other value is
-    honoured, in train mode. ``logdet`` replaces those arguments: it names any strategy of flowplug.
+    honoured, in train mode. ``logdet`` replaces those arguments: it names any strategy of flowplug. State dicts of
+    ``normflows.flows.Residual`` load, alone and within a model.
 
     Args:
-        net: A network of known Lipschitz bound below 1: `flowplug.LipschitzMLP`, ``normflows.nets.LipschitzMLP``, ...
-            Or the width or shape of the events, for which a `flowplug.LipschitzMLP` is made.
+        net: A network of known Lipschitz bound below 1: `flowplug.LipschitzMLP`, `flowplug.LipschitzCNN`,
+            ``normflows.nets.LipschitzMLP``, ``normflows.nets.LipschitzCNN`` (which finds its norms here, not on its
+            first image), ... Or the width or shape of the events, for which a `flowplug.LipschitzMLP` is made.
         reverse: If true, density evaluation is the cheap direction.
         reduce_memory: If true, the Neumann gradient, else the differentiated series.
         geom_p: Parameter of the geometric distribution of the number of terms.
@@ -55,6 +59,8 @@ class Residual(NormflowsFlow):
         >>> flow.inverse(torch.randn(5, 2), torch.randn(5, 3))[1].shape
         torch.Size([5])
     """
+
+    core: fp.ResidualTransform
 
     def __init__(
         self,
@@ -94,26 +100,32 @@ class Residual(NormflowsFlow):
             given = ", ".join(changed)
             raise TypeError(f"Residual got {given} beside logdet={logdet}, which replaces it: drop {given}, or logdet")
         options = {"hidden_features": hidden_features, "bound": bound, "norm": norm, "activation": activation}
-        g = _network(net, context_features, {name: value for name, value in options.items() if value is not None})
+        g = branch_of(net, context_features, {name: value for name, value in options.items() if value is not None})
+        initialize_(g)
+        shape = event_shape(g)
         logdet = estimator.logdet() if logdet is None else logdet
-        super().__init__(
-            fp.ResidualTransform(g, logdet=logdet, eval_logdet=eval_logdet, solver=solver), reverse=reverse
-        )
+        with advising(g):
+            core = fp.ResidualTransform(
+                g,
+                logdet=logdet,
+                eval_logdet=eval_logdet,
+                solver=solver,
+                event_dim=None if shape is None else len(shape),
+            )
+        core.event_shape = core.event_shape if shape is None else shape
+        super().__init__(core, reverse=reverse)
 
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps latent to data; returns the log-det ``(B,)`` of that map."""
+        with advising(self.core.g):
+            return super().forward(z, context)
 
-def _network(net: nn.Module | int | Sequence[int], width: int, options: dict[str, Any]) -> nn.Module:
-    if not isinstance(net, nn.Module):
-        return fp.LipschitzMLP(net, context_features=width, **options)
-    name = type(net).__name__
-    if options:
-        raise TypeError(
-            f"Residual got {', '.join(options)} beside net, a {name} that is built already: give them to the network, "
-            "or pass the width of the events as net"
-        )
-    built = getattr(net, "context_features", 0)
-    if width not in (0, built):
-        raise fp.ContextError(
-            f"context_features={width}, but net takes a context of width {built}: build it with "
-            f"context_features={width}"
-        )
-    return net
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps data to latent; returns the log-det ``(B,)`` of that map."""
+        with advising(self.core.g):
+            return super().inverse(z, context)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401
+        translate(state_dict, prefix, self.core.noise_seed)
+        fit(self.core.g, state_dict, f"{prefix}core.g.")
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -4,6 +4,7 @@ from normflows.flows import Flow
 from torch import Tensor
 
 import flowplug as fp
+from flowplug.hosts import require_bools, require_instance
 
 
 class NormflowsFlow(Flow):  # type: ignore[misc]
@@ -21,6 +22,8 @@ class NormflowsFlow(Flow):  # type: ignore[misc]
 
     def __init__(self, core: fp.Transform, *, reverse: bool = True) -> None:
         super().__init__()
+        require_instance(type(self).__name__, "core", core, fp.Transform, "flowplug.ActNorm(2)")
+        require_bools(type(self).__name__, reverse=reverse)
         self.core, self.reverse = core, reverse
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

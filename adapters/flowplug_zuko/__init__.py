@@ -1,7 +1,8 @@
 """flowplug's transforms as lazy transforms of zuko.
 
 `ZukoTransform` wraps any flowplug transform; the classes named after zuko's own build one from the arguments a zuko
-user expects. They mix with zuko's transforms in `Flow`, and invert by ``.inv`` like these.
+user expects. They mix with zuko's transforms in `Flow`, and invert by ``.inv`` like these. Without a wrapper a flowplug
+transform is refused when the flow is called, as zuko calls it with a context in place of its input.
 
 `from_zuko` goes the other way: any lazy transform of zuko becomes a flowplug transform, and so runs in the other hosts.
 """

@@ -10,6 +10,7 @@ from zuko.distributions import DiagNormal
 from zuko.lazy import Flow, UnconditionalDistribution
 
 import flowplug as fp
+from flowplug.hosts import require_ints
 from flowplug_zuko._transform import ZukoTransform
 
 
@@ -75,6 +76,7 @@ class DenseFlow(Flow):  # type: ignore[misc]
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
         init: Callable[[Tensor], object] = nn.init.orthogonal_,
     ) -> None:
+        require_ints("DenseFlow", features=features, transforms=transforms)
         if transforms < 1:
             raise ValueError(f"DenseFlow(transforms=...) must be at least 1; got {transforms}")
         activations = [activation] * (transforms - 1) + [None]

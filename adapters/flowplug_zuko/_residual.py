@@ -11,12 +11,14 @@ from zuko.distributions import DiagNormal
 from zuko.lazy import Flow, UnconditionalDistribution
 
 import flowplug as fp
+from flowplug.hosts import given, require_bools, require_ints
 from flowplug_zuko._transform import ZukoTransform
 
 _EXACT: dict[bool, fp.LogDet] = {True: fp.ExactLogDet(), False: fp.Krylov()}
 
 
 def _logdet(*, exact: bool | None, logdet: fp.LogDet | None) -> fp.LogDet | None:
+    require_bools("ResidualTransform", **given(exact=exact))
     if exact is None:
         return logdet
     if logdet is not None:
@@ -63,6 +65,7 @@ class ResidualTransform(ZukoTransform):
         eval_logdet: fp.LogDet | None = None,
         solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
+        require_ints("ResidualTransform", context=context)
         logdet = _logdet(exact=exact, logdet=logdet)
         g = fp.LipschitzMLP(
             features, hidden_features, context_features=context, bound=bound, norm=norm, activation=activation
@@ -113,6 +116,7 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         eval_logdet: fp.LogDet | None = None,
         solver: fp.Solver = fp.Anderson(),  # noqa: B008 -- frozen
     ) -> None:
+        require_ints("ResidualFlow", features=features, context=context, transforms=transforms)
         stack = fp.ResidualStack(
             features,
             transforms,

@@ -10,7 +10,7 @@ from torch.distributions import Transform, constraints
 from zuko.lazy import LazyTransform
 
 import flowplug as fp
-from flowplug.hosts import draws_noise
+from flowplug.hosts import draws_noise, given, require_instance, require_ints
 
 
 class BoundTransform(Transform):
@@ -32,6 +32,10 @@ class BoundTransform(Transform):
         self, core: fp.Transform, context: Tensor | None = None, *, seed: int | None = None, cache_size: int = 0
     ) -> None:
         super().__init__(cache_size=cache_size)
+        require_instance("BoundTransform", "core", core, fp.Transform, "flowplug.ActNorm(2)")
+        if context is not None:
+            require_instance("BoundTransform", "context", context, Tensor, "torch.zeros(5, 3)")
+        require_ints("BoundTransform", **given(seed=seed))
         self.core, self.context = core, context
         self.domain = self.codomain = constraints.independent(constraints.real, core.event_dim)  # type: ignore[no-untyped-call]
         self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None and draws_noise(core) else seed
@@ -77,6 +81,7 @@ class ZukoTransform(LazyTransform):  # type: ignore[misc]
 
     def __init__(self, core: fp.Transform) -> None:
         super().__init__()
+        require_instance(type(self).__name__, "core", core, fp.Transform, "flowplug.ActNorm(2)")
         self.core = core
 
     def forward(self, c: Tensor | None = None) -> BoundTransform:

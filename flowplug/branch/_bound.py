@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance
 from flowplug._errors import LipschitzError
 from flowplug._precision import full_precision
 from flowplug.branch._parts import require_plain
@@ -86,9 +87,15 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
 
     def checked(module: nn.Module) -> LipschitzBound:
+        require_instance("lipschitz_bound", "module", module, nn.Module, "LipschitzMLP(2)")
         require_plain(module)
         with outside_autocast(module):
             found = rules(module)
+        if not isinstance(found, LipschitzBound):
+            raise LipschitzError(
+                f"the rule registered for {type(module).__name__} must return a LipschitzBound, such as "
+                f"LipschitzBound(0.5); got {found!r}"
+            )
         if isinstance(found.value, Tensor) and found.value.is_meta:
             raise LipschitzError(
                 f"{type(module).__name__} has weights on the meta device, without values or a bound: load them first"

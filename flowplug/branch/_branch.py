@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance
 from flowplug._errors import ShapeError
 from flowplug._reading import transformed
 from flowplug.branch._bound import LipschitzBound, lipschitz_bound, outside_autocast
@@ -36,6 +37,9 @@ class Branch:
     _lipschitz: LipschitzBound | None = None
 
     def __init__(self, g: nn.Module, context: Tensor | None) -> None:
+        require_instance("Branch", "g", g, nn.Module, "LipschitzMLP(2)")
+        if context is not None:
+            require_instance("Branch", "context", context, Tensor, "torch.zeros(5, 2)")
         self.g, self.context = g, context
 
     @staticmethod

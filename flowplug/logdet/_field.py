@@ -18,9 +18,9 @@ class Field:
     .. math:: \theta_i(x) = w_i^T P h(x) + \phi_i, \qquad h(x) = (x / |x|, \log |x|)
 
     with Gaussian w and P, and uniform phases :math:`\phi` that make every :math:`\theta_i` uniform on a circle, and any
-    two of them independent, at every x. Numbers of rows that differ by more than a twentieth or so of their size are close
-    to independent; those of rows that differ by rounding are equal but for rounding, as the two directions of a flow
-    need.
+    two of them independent, at every x. Numbers of rows that differ by more than a twentieth or so of their size are
+    close to independent; those of rows that differ by rounding are equal but for rounding, as the two directions of a
+    flow need.
 
     Args:
         x: Rows ``(B, *event)``.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
 from flowplug.branch import Branch
 
@@ -50,6 +51,7 @@ class Geometric:
     share: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers("Geometric", p=self.p)
         if not 0 < self.p < 1:
             raise ValueError(f"Geometric(p) must be in (0, 1); got {self.p}")
         if not 0 < self.share <= 1:
@@ -117,6 +119,7 @@ class Poisson:
     rate: float
 
     def __post_init__(self) -> None:
+        require_numbers("Poisson", rate=self.rate)
         if not self.rate > 0:
             raise ValueError(f"Poisson(rate) must be positive; got {self.rate}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from flowplug._arguments import require_ints
 from flowplug._precision import at_least_single
 from flowplug.logdet._field import Field
 
@@ -29,6 +30,7 @@ class Probes(abc.ABC):
     samples: int = 1
 
     def __post_init__(self) -> None:
+        require_ints(type(self).__name__, samples=self.samples)
         if self.samples < 1:
             raise ValueError(f"{type(self).__name__}(samples=...) must be at least 1; got {self.samples}")
 

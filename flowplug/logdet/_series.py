@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_part
 from flowplug._derivatives import with_derivative
 from flowplug._noise import Noise
 from flowplug._reading import refuse_vmap
@@ -134,7 +135,12 @@ class Series(abc.ABC):
     control: Control | None
 
     def __post_init__(self) -> None:
-        require_gradient(type(self).__name__, self.gradient)
+        name = type(self).__name__
+        require_part(name, "terms", self.terms, "schedule", "the terms of a series, such as Truncated(5)")
+        require_part(name, "probes", self.probes, "draw", "probes, such as Rademacher(samples=3)")
+        require_gradient(name, self.gradient)
+        if self.control is not None:
+            require_part(name, "control", self.control, "__call__", "a control, such as ExactTrace(), or None")
         self.gradient.check(self)
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

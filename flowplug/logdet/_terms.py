@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
+from flowplug._arguments import require_ints, require_numbers, require_part
 from flowplug._errors import NotConverged
 from flowplug.branch import Branch
 from flowplug.logdet._lengths import Length
@@ -76,6 +77,7 @@ class Truncated:
     rtol: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
+        require_ints("Truncated", n=self.n)
         if self.n < 1:
             raise ValueError(f"Truncated(n) must be at least 1; got {self.n}")
 
@@ -118,6 +120,8 @@ class Converged:
     max_terms: int = 1000
 
     def __post_init__(self) -> None:
+        require_numbers("Converged", rtol=self.rtol)
+        require_ints("Converged", max_terms=self.max_terms)
         if not self.rtol > 0:
             raise ValueError(f"Converged(rtol=...) must be positive; got {self.rtol}")
         if self.max_terms < 1:
@@ -192,6 +196,8 @@ class Roulette:
     rtol: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
+        require_part("Roulette", "length", self.length, "survival", "a length, such as Geometric(0.5)")
+        require_ints("Roulette", exact=self.exact, group=self.group)
         if self.exact < 0:
             raise ValueError(f"Roulette(exact=...) must be at least 0; got {self.exact}")
         if self.group < 1:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_ints
 from flowplug.branch import Branch
 from flowplug.solvers._iteration import Memory, State, check_limits, iterate
 
@@ -41,6 +42,7 @@ class Anderson:
 
     def __post_init__(self) -> None:
         check_limits(self.tol, self.max_steps, "Anderson")
+        require_ints("Anderson", memory=self.memory)
         if self.memory < 1:
             raise ValueError(f"Anderson(memory=...) must be at least 1; got {self.memory}")
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from flowplug._arguments import given, require_ints, require_numbers
 from flowplug._errors import NotConverged
 from flowplug.branch import Branch, LipschitzBound
 
@@ -25,6 +26,8 @@ def check_limits(tol: float | None, max_steps: int, name: str) -> None:
     Raises:
         ValueError: ``tol`` is not positive or ``max_steps`` is below 1.
     """
+    require_numbers(name, **given(tol=tol))
+    require_ints(name, max_steps=max_steps)
     if tol is not None and not tol > 0:
         raise ValueError(f"{name}(tol=...) must be positive; got {tol}")
     if max_steps < 1:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_instance, require_ints
 from flowplug._errors import FlowplugError, StartWarning
 from flowplug._noise import no_logdet
 from flowplug._start import starting
@@ -102,6 +103,17 @@ class Case:
     context: Tensor | None = None
     draws: int = 400
     way: Way = EAGER
+
+    def __post_init__(self) -> None:
+        if isinstance(self.make, nn.Module) or not callable(self.make):
+            raise TypeError(
+                "check_transform(make=...) must build a fresh transform, as lambda **keywords: Mine(2, **keywords) "
+                f"does; got an object of class {type(self.make).__name__}"
+            )
+        require_instance("check_transform", "x", self.x, Tensor, "torch.randn(4, 2)")
+        if self.context is not None:
+            require_instance("check_transform", "context", self.context, Tensor, "torch.randn(4, 3)")
+        require_ints("check_transform", draws=self.draws)
 
     def within(self, way: Way) -> Case:
         """The same case in a way, with its dtype and device."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_ints
 from flowplug.testing._case import Case
 from flowplug.testing._comparison import ConformanceError
 from flowplug.testing._laws import LAWS
@@ -58,6 +59,7 @@ def check_transform(
         >>> left_out["shape and dtype", "vmap"]
         'vmap maps over one batch dimension'
     """
+    require_ints("check_transform", seed=seed)
     case = Case(make, x, context, draws)
     left_out: dict[tuple[str, str], str] = {}
     for way in _chosen("way", WAYS, ways):

@@ -96,7 +96,6 @@ def flows(logdet):
             [
                 flowplug_nflows.ResidualTransform(3, 8, **residual),
                 nt.MaskedAffineAutoregressiveTransform(3, 8),
-                flowplug_nflows.NflowsTransform(fp.ActNorm(3)),
             ]
         ),
         nflows.distributions.StandardNormal([3]),

@@ -28,6 +28,18 @@ class TestBadInput:
         with pytest.raises(fp.ShapeError, match=r"got shape \(3,\)"):
             residual(event=(1, 1, 3))(torch.randn(3))
 
+    @pytest.mark.parametrize("make", [lambda: fp.LipschitzCNN(2), lambda: nn.Sequential(fp.LipschitzConv2d(2, 2, 3))])
+    def test_an_event_without_entries(self, make):
+        transform = fp.ResidualTransform(make(), event_dim=3)
+        with pytest.raises(fp.ShapeError, match=r"needs events with entries.*; got \(4, 2, 0, 3\)"):
+            transform(torch.zeros(4, 2, 0, 3))
+        with pytest.raises(fp.ShapeError, match=r"got \(4, 2, 0, 3\)"):
+            fp.LipschitzCNN(2)(torch.zeros(4, 2, 0, 3))
+
+    def test_numbers_for_storage(self):
+        with pytest.raises(fp.DtypeError, match=r"floating-point input; got torch.float8_e5m2: convert it"):
+            fp.TanhLinear()(torch.zeros(4, 3).to(torch.float8_e5m2))
+
     def test_wrong_width_in_a_users_network(self):
         layer = fp.LipschitzLinear(3, 3)
         with pytest.raises(fp.ShapeError, match=r"\(\*batch, 3\); got \(4, 5\)"):

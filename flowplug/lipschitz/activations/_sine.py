@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_numbers
 from flowplug._reading import transformed
 from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
@@ -31,6 +32,7 @@ class Sine(Activation):
 
     def __init__(self, frequency: float = 1.0) -> None:
         super().__init__()
+        require_numbers("Sine", frequency=frequency)
         if not frequency > 0:
             raise ValueError(f"Sine(frequency=...) must be positive; got {frequency}")
         self.log_frequency = nn.Parameter(torch.tensor(float(frequency)).log())

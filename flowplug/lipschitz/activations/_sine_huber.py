@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_numbers
 from flowplug._errors import ShapeError
 from flowplug._reading import transformed
 from flowplug.branch import LipschitzBound, rule_for
@@ -39,6 +40,7 @@ class SineHuber(Activation):
 
     def __init__(self, highest: float = 30.0) -> None:
         super().__init__()
+        require_numbers("SineHuber", highest=highest)
         if not 1 <= highest < math.inf:
             raise ValueError(f"SineHuber(highest=...) must be at least 1 and finite; got {highest}")
         self.highest = float(highest)

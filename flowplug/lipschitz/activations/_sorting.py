@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
 from flowplug.branch import LipschitzBound, rule_for
 
@@ -27,6 +28,7 @@ class GroupSort(nn.Module):
 
     def __init__(self, group_size: int) -> None:
         super().__init__()
+        require_ints("GroupSort", group_size=group_size)
         if group_size < 1:
             raise ValueError(f"GroupSort(group_size) must be at least 1; got {group_size}")
         self.group_size = group_size

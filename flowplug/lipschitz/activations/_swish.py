@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
 from flowplug.branch import SWISH_SLOPE, LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation
@@ -81,6 +82,7 @@ class CLipSwish(nn.Module):
 
     def __init__(self, order: float = 2.0) -> None:
         super().__init__()
+        require_numbers("CLipSwish", order=order)
         if not order >= 1:
             raise LipschitzError(f"CLipSwish(order=...) must be in [1, inf]; got {order}")
         self.order = order

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import (
+    as_shape,
+    require_bools,
+    require_dtype,
+    require_instance,
+    require_ints,
+    require_positive,
+    require_shape,
+)
 from flowplug._errors import LipschitzError, ShapeError
 from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.layers._layer import Layer, LipschitzLayer
@@ -66,6 +76,7 @@ class LipschitzConv(LipschitzLayer, Conv):
     """What bounded convolutions of one, two and three dimensions share."""
 
     in_channels: int
+    dimensions: ClassVar[int]
 
     def __init__(
         self,
@@ -82,10 +93,35 @@ class LipschitzConv(LipschitzLayer, Conv):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        self._check_arguments(in_channels, out_channels, kernel_size, padding, dilation)
+        require_instance(type(self).__name__, "padding_mode", padding_mode, str, "'zeros'")
+        require_bools(type(self).__name__, bias=bias)
+        require_dtype(type(self).__name__, dtype)
         options: dict[str, Any] = {"padding": padding, "dilation": dilation, "padding_mode": padding_mode}
         super().__init__(in_channels, out_channels, kernel_size, **options, bias=bias, device=device, dtype=dtype)
         check_convolution(cast(Convolution, self))
         self._limit(bound, norm)
+
+    def _check_arguments(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        padding: int | tuple[int, ...] | str,
+        dilation: int | tuple[int, ...],
+    ) -> None:
+        name = type(self).__name__
+        pad = 0 if isinstance(padding, str) else padding
+        require_ints(name, in_channels=in_channels, out_channels=out_channels)
+        require_shape(name, kernel_size=kernel_size, padding=pad, dilation=dilation)
+        require_positive(
+            name, in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, dilation=dilation
+        )
+        for role, value in {"kernel_size": kernel_size, "padding": pad, "dilation": dilation}.items():
+            if isinstance(value, Sequence) and len(value) != self.dimensions:
+                raise ShapeError(f"{name}({role}=...) must be one number, or {self.dimensions}; got {value}")
+        if min(as_shape(pad)) < 0:
+            raise ShapeError(f"{name}(padding=...) must not be negative; got {padding}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, in_channels, *spatial)``, the batch optional, to ``(B, out_channels, *spatial)``."""
@@ -105,6 +141,8 @@ class LipschitzConv1d(LipschitzConv, nn.Conv1d):
         >>> LipschitzConv1d(2, 4, 3)(torch.randn(5, 2, 9)).shape
         torch.Size([5, 4, 9])
     """
+
+    dimensions = 1
 
 
 class LipschitzConv2d(LipschitzConv, nn.Conv2d):
@@ -148,6 +186,8 @@ class LipschitzConv2d(LipschitzConv, nn.Conv2d):
         True
     """
 
+    dimensions = 2
+
 
 class LipschitzConv3d(LipschitzConv, nn.Conv3d):
     """`LipschitzConv2d` for volumes ``(B, channels, height, width, depth)``.
@@ -156,6 +196,8 @@ class LipschitzConv3d(LipschitzConv, nn.Conv3d):
         >>> LipschitzConv3d(1, 2, 3)(torch.randn(5, 1, 4, 4, 4)).shape
         torch.Size([5, 2, 4, 4, 4])
     """
+
+    dimensions = 3
 
 
 @rule_for(LipschitzConv)

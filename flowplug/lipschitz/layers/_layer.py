@@ -7,6 +7,7 @@ import math
 
 from torch import Tensor, nn
 
+from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
 from flowplug._precision import full_precision
 from flowplug.branch import LipschitzBound
@@ -51,6 +52,7 @@ class LipschitzLayer(Layer):
 
     def _limit(self, bound: float, norm: OperatorNorm) -> None:
         name = type(self).__name__
+        require_numbers(name, bound=bound)
         if not (bound > 0 and math.isfinite(bound)):
             raise LipschitzError(f"{name}(bound=...) must be a positive finite number; got {bound}")
         if not isinstance(norm, OperatorNorm):

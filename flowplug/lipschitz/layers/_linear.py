@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowplug._arguments import require_bools, require_dtype, require_ints, require_positive
 from flowplug._errors import ShapeError
 from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.layers._layer import Layer, LipschitzLayer
@@ -66,6 +67,11 @@ class LipschitzLinear(LipschitzLayer, Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        name = type(self).__name__
+        require_ints(name, in_features=in_features, out_features=out_features)
+        require_positive(name, in_features=in_features, out_features=out_features)
+        require_bools(name, bias=bias)
+        require_dtype(name, dtype)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self._limit(bound, norm)
 

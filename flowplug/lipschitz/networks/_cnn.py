@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from flowplug._arguments import require_instance, require_ints, require_sizes
 from flowplug._errors import ShapeError
 from flowplug.lipschitz.activations import Sine
 from flowplug.lipschitz.layers import conv_layer
@@ -66,9 +67,22 @@ class LipschitzCNN(LipschitzNetwork):
         zero_last: bool = False,
     ) -> None:
         super().__init__()
-        name, count = type(self).__name__, len(hidden_channels) + 1
+        name = type(self).__name__
+        require_ints(name, channels=channels)
+        require_sizes(name, hidden_channels=hidden_channels)
+        require_instance(name, "padding_mode", padding_mode, str, "'zeros'")
+        count = len(hidden_channels) + 1
         kernels = [3 if i in (0, count - 1) else 1 for i in range(count)] if kernel_sizes is None else kernel_sizes
-        check_sizes(name, bound, channels=channels, hidden_channels=hidden_channels, kernel_sizes=kernels)
+        require_sizes(name, kernel_sizes=kernels)
+        check_sizes(
+            name,
+            bound,
+            context_features,
+            zero_last=zero_last,
+            channels=channels,
+            hidden_channels=hidden_channels,
+            kernel_sizes=kernels,
+        )
         if len(kernels) != count:
             raise ShapeError(f"{name} has {count} layers and needs as many kernel_sizes; got {len(kernels)}")
         self.event_shape = (channels, None, None)

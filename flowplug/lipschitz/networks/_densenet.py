@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowplug._arguments import as_shape, require_ints, require_shape, require_sizes
 from flowplug._errors import LipschitzError
 from flowplug.branch import LipschitzBound, compose_bounds
 from flowplug.lipschitz.activations import CLipSwish
@@ -68,9 +69,20 @@ class LipschitzDenseNet(LipschitzNetwork):
         name = type(self).__name__
         if isinstance(norm, NetworkNorm):
             raise LipschitzError(f"{name} bounds each layer on its own, which {norm} does not: use InfNorm() instead")
-        sizes = {} if kernel_size is None else {"kernel_size": kernel_size}
-        check_sizes(name, bound, features=features, hidden_features=hidden_features, **sizes)
-        event = (features,) if isinstance(features, int) else tuple(features)
+        require_shape(name, features=features)
+        require_sizes(name, hidden_features=hidden_features)
+        kernel = 1 if kernel_size is None else kernel_size
+        require_ints(name, kernel_size=kernel)
+        check_sizes(
+            name,
+            bound,
+            context_features,
+            zero_last=zero_last,
+            features=features,
+            hidden_features=hidden_features,
+            kernel_size=kernel,
+        )
+        event = as_shape(features)
         self.event_shape = event if kernel_size is None else (math.prod(event), None, None)
         size = width = math.prod(event)
 
@@ -82,7 +94,7 @@ class LipschitzDenseNet(LipschitzNetwork):
         norms = norms_of(name, norm, len(hidden_features) + 1)
         layers, activations = [], []
         for hidden, inner in zip(hidden_features, norms, strict=False):
-            layers.append(layer(hidden, kernel_size or 1, 1.0, inner))
+            layers.append(layer(hidden, kernel, 1.0, inner))
             module, added = make_activation(activation, inner, hidden, spatial=0 if kernel_size is None else 2)
             activations.append(module)
             width += added

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowplug._arguments import as_shape, require_shape, require_sizes
 from flowplug.branch import Linearization, lipschitz_bound
 from flowplug.lipschitz.activations import Activation, SineHuber, linearize
 from flowplug.lipschitz.layers import dense_layer
@@ -68,8 +69,12 @@ class LipschitzMLP(LipschitzNetwork):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_sizes(name, bound, features=features, hidden_features=hidden_features)
-        self.event_shape = (features,) if isinstance(features, int) else tuple(features)
+        require_shape(name, features=features)
+        require_sizes(name, hidden_features=hidden_features)
+        check_sizes(
+            name, bound, context_features, zero_last=zero_last, features=features, hidden_features=hidden_features
+        )
+        self.event_shape = as_shape(features)
         size = width = math.prod(self.event_shape)
         norms = norms_of(name, norm, len(hidden_features) + 1)
         share = bound ** (1 / len(norms))

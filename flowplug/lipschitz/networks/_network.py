@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_bools, require_ints, require_numbers, require_positive
 from flowplug._errors import ContextError, LipschitzError, ShapeError
 from flowplug._precision import autocast_enabled, full_precision
 from flowplug.branch import (
@@ -60,10 +61,6 @@ class LipschitzNetwork(BranchModule):
         norm: OperatorNorm | NetworkNorm | Sequence[OperatorNorm],
         zero: bool,
     ) -> None:
-        if context_features < 0:
-            raise ShapeError(
-                f"{type(self).__name__}(context_features=...) must not be negative; got {context_features}"
-            )
         self.layers, self.activations = nn.ModuleList(layers), nn.ModuleList(activations)
         self.context_features, self.bound = context_features, bound
         self._whole = norm if isinstance(norm, NetworkNorm) else None
@@ -98,7 +95,8 @@ class LipschitzNetwork(BranchModule):
         """Maps ``(*batch, *event)``, with a context ``(*batch, context_features)``, to the same shape."""
         batch, event = x.shape[: max(0, x.dim() - len(self.event_shape))], self.event_shape
         got = x.shape[len(batch) :]
-        if len(got) != len(event) or any(size not in (None, found) for size, found in zip(event, got, strict=True)):
+        fits = len(got) == len(event) and all(size in (None, found) for size, found in zip(event, got, strict=True))
+        if not (fits and all(got)):
             raise ShapeError(f"{type(self).__name__} expects inputs (*batch, *{event}); got {tuple(x.shape)}")
         rows = math.prod(batch)
         if context is not None:
@@ -201,17 +199,24 @@ class NetworkBranch(Branch):
         return self._network.certify(self._weights)._replace(limit=self._network.bound)
 
 
-def check_sizes(name: str, bound: float, **sizes: int | Sequence[int]) -> None:
+def check_sizes(
+    name: str, bound: float, context_features: int, *, zero_last: bool, **sizes: int | Sequence[int]
+) -> None:
     """Refuses what no network can be made of.
 
     Raises:
+        TypeError: An argument is of another kind.
         LipschitzError: ``bound`` is not in (0, 1).
-        ShapeError: A size is not positive.
+        ShapeError: A size is not positive, or ``context_features`` negative.
     """
+    require_bools(name, zero_last=zero_last)
+    require_ints(name, context_features=context_features)
+    if context_features < 0:
+        raise ShapeError(f"{name}(context_features=...) must not be negative; got {context_features}")
+    require_numbers(name, bound=bound)
     if not 0 < bound < 1:
         raise LipschitzError(f"{name}(bound=...) must be in (0, 1), else x + g(x) may not invert; got {bound}")
-    if any(size < 1 for value in sizes.values() for size in ([value] if isinstance(value, int) else value)):
-        raise ShapeError(f"{name} needs positive sizes; got {', '.join(f'{k}={v}' for k, v in sizes.items())}")
+    require_positive(name, **sizes)
 
 
 def norms_of(
@@ -247,7 +252,12 @@ def make_activation(
     """
     if isinstance(make, nn.Module) or not callable(make):
         raise TypeError(f"activation=... must make a module, such as SineHuber or lambda: Swish(1.0); got {make!r}")
-    module = make()
+    try:
+        module = make()
+    except TypeError as error:
+        raise TypeError(f"activation=... is called without arguments: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"activation=... must make a module, such as SineHuber or lambda: Swish(1.0); made {module!r}")
     with torch.no_grad():
         made = int(module(torch.zeros(1, width, *[1] * spatial)).shape[1])
     if on_meta(module):

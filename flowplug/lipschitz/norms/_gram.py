@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_ints
 from flowplug._precision import full_precision
 from flowplug.lipschitz.norms._spectral import SpectralNorm, is_wide, smaller_gram
 
@@ -42,6 +43,7 @@ class Gram(SpectralNorm):
     iterations: int = 7
 
     def __post_init__(self) -> None:
+        require_ints("Gram", iterations=self.iterations)
         if self.iterations < 1:
             raise ValueError(f"Gram(iterations=...) must be at least 1; got {self.iterations}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError, ShapeError
 from flowplug._precision import at_least_single
 from flowplug.branch import dual_order
@@ -103,6 +104,7 @@ class InducedNorm(OperatorNorm):
     codomain: float
 
     def __post_init__(self) -> None:
+        require_numbers("InducedNorm", domain=self.domain, codomain=self.codomain)
         for order in (self.domain, self.codomain):
             if not order >= 1:
                 raise LipschitzError(f"InducedNorm needs orders in [1, inf]; got {order}")

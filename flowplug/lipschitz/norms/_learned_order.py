@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_bools, require_numbers
 from flowplug._errors import LipschitzError
 from flowplug._precision import at_least_single
 from flowplug.lipschitz.norms._induced import InducedNorm, check_kernel, induced_bound
@@ -53,6 +54,8 @@ class LearnedOrder(OperatorNorm):
     shared: bool = False
 
     def __post_init__(self) -> None:
+        require_numbers("LearnedOrder", low=self.low, high=self.high)
+        require_bools("LearnedOrder", shared=self.shared)
         if not 1 <= self.low < self.high < math.inf:
             raise LipschitzError(f"LearnedOrder needs 1 <= low < high < inf; got low={self.low}, high={self.high}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_ints, require_numbers
 from flowplug._precision import full_precision
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 from flowplug.lipschitz.norms._spectral import select, symbol
@@ -57,6 +58,8 @@ class PowerIteration(OperatorNorm):
         return 2.0, 2.0
 
     def __post_init__(self) -> None:
+        require_numbers("PowerIteration", tol=self.tol)
+        require_ints("PowerIteration", max_iterations=self.max_iterations)
         if not self.tol > 0:
             raise ValueError(f"PowerIteration(tol=...) must be positive; got {self.tol}")
         if self.max_iterations < 1:
