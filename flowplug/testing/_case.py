@@ -70,6 +70,7 @@ class Way:
         dtype: The dtype of the inputs and weights, if it has to be another than the case's.
         device: Their device, likewise.
         loose: The error of the forward pass that the way allows, relative to the largest value.
+        same_noise: Whether log-dets draw the same numbers as eagerly, from the same generator.
         refuses: The errors by which a transform may refuse the way.
     """
 
@@ -80,6 +81,7 @@ class Way:
     dtype: torch.dtype | None = None
     device: str | None = None
     loose: float | None = None
+    same_noise: bool = True
     refuses: tuple[type[FlowplugError], ...] = ()
 
 

@@ -18,6 +18,10 @@ def without_parameters(case: Case) -> str | None:
     return None if trained else "it has no parameters"
 
 
+def without_state(case: Case) -> str | None:
+    return None if case.fresh().state_dict() else "it has no state"
+
+
 def cannot_distribute(case: Case) -> str | None:
     if not (distributed.is_available() and distributed.is_gloo_available()):
         return "this build of torch has no gloo"
@@ -28,6 +32,8 @@ def cannot_shard(case: Case) -> str | None:
     reason = cannot_distribute(case)
     if reason is None and "fully_shard" not in dir(importlib.import_module("torch.distributed.fsdp")):
         return "this version of torch has no fully_shard"
+    if reason is None and any(parameter.dim() == 0 for parameter in case.fresh().parameters()):
+        return "fully_shard takes no scalar parameters: they go into its ignored_params"
     return reason
 
 

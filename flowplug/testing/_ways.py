@@ -23,6 +23,7 @@ from flowplug.testing._distributed import (
     one_process_sharded,
     sharded,
     without_parameters,
+    without_state,
 )
 
 
@@ -36,8 +37,8 @@ def _compiled(case: Case, transform: Any) -> nn.Module:  # noqa: ANN401
 @contextlib.contextmanager
 def _without_compilers_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        # The compiler looks at the gradients of all inputs.
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor")
+        # It looks at gradients of inputs that have none, and makes instances of functions.
+        warnings.simplefilter("ignore")
         yield
 
 
@@ -150,6 +151,7 @@ WAYS: dict[str, Way] = {
             "memory": "vmap itself expands what is the same for all rows",
         },
         refuses=(VmapError,),
+        same_noise=False,
     ),
     "anomaly mode": Way(around=partial(torch.autograd.set_detect_anomaly, mode=True)),
     "checkpointed": Way(_checkpointed, lacks=_WRAPPED),
@@ -158,7 +160,7 @@ WAYS: dict[str, Way] = {
     "deepcopy": Way(deepcopied),
     "pickle": Way(pickled),
     "averaged": Way(partial(averaged, use_buffers=False), unavailable=without_parameters),
-    "averaged with buffers": Way(partial(averaged, use_buffers=True)),
+    "averaged with buffers": Way(partial(averaged, use_buffers=True), unavailable=without_state),
     "dtype there and back": Way(there_and_back),
-    "CUDA": Way(unavailable=_no_gpu, device="cuda"),
+    "CUDA": Way(unavailable=_no_gpu, device="cuda", same_noise=False),
 }
