@@ -61,11 +61,6 @@ def left_out(row, law, way):
     return LAWS[law].left_out_of(WAYS[way])
 
 
-def laws_of(name, exempt=()):
-    """The laws, as parameters, of a transform like this one of the table, run eagerly."""
-    return [law for law in LAWS if law not in exempt]
-
-
 def check(row, law, way="eager"):
     """Checks a cell; what turns out to be empty is skipped with its reason."""
     reason = check_cell(law, way, Case(row.make, *row.inputs()))

@@ -7,7 +7,6 @@ from torch import nn
 import flowplug as fp
 from cases import residual
 from flowplug.testing import LAWS, Case, ConformanceError, check_cell
-from matrix import laws_of
 
 
 class Wrapper(nn.Module):
@@ -154,7 +153,7 @@ def case(make):
     return Case(make, torch.randn(4, 3), torch.randn(4, 2))
 
 
-@pytest.mark.parametrize("law", laws_of("Residual context"))
+@pytest.mark.parametrize("law", LAWS)
 def test_the_unchanged_wrapper_obeys(law):
     reason = check_cell(law, "eager", case(Wrapper))
     if reason is not None:
