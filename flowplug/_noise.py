@@ -122,8 +122,17 @@ class Replay:
         present = current_conditions()
         if torch.compiler.is_compiling():
             return contextlib.nullcontext()
-        if torch._C._current_graph_task_id() == -1:
+        if not in_backward():
             self._last = present
         elif present == Conditions() and self._last != present:
             return _conditions(self._last)
         return contextlib.nullcontext()
+
+    def fixes_noise(self) -> bool:
+        """Whether a pass is repeated now that was made within `fixed_noise`."""
+        return in_backward() and self._last.seed is not None
+
+
+def in_backward() -> bool:
+    """Whether the caller runs inside a backward pass, as a checkpointed forward pass does when it is repeated."""
+    return torch._C._current_graph_task_id() != -1

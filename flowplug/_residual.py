@@ -128,7 +128,7 @@ class ResidualTransform(Transform):
         # Part of the state, so that a loaded model repeats the log-dets of the saved one, and of 24 bits, so that an
         # average in single precision holds it.
         self.register_buffer("noise_seed", torch.randint(2**31, ()) % 2**24)
-        self._replay, self._copies = Replay(), 0
+        self.replay, self._copies = Replay(), 0
         self._lineage: tuple[int, ...] = ()  # which copy of which copy it is
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ResidualTransform":
@@ -175,7 +175,7 @@ class ResidualTransform(Transform):
         if 0 in event:
             raise ShapeError(f"{type(self).__name__} needs events with entries; got {tuple(x.shape)}")
         count = math.prod(batch)
-        with self._replay():
+        with self.replay():
             # By place in the batch, noise must not depend on how that is cut.
             whole = torch.is_grad_enabled() or current_conditions().seed is not None
             size = max(1, count) if whole else self.chunk_size

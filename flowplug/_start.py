@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError, StartWarning
-from flowplug._noise import no_logdet
+from flowplug._noise import in_backward, no_logdet
 from flowplug._precision import at_least_single, full_precision
 from flowplug._reading import known
 
@@ -54,7 +54,9 @@ class FromData(nn.Module, abc.ABC):
         if self._asked:
             self._asked = False
             self._start_over(x)
-        elif self.training and x.numel() and not self._is_over() and not _in_backward():
+        elif (
+            self.training and x.numel() and not self._is_over() and not in_backward()
+        ):  # rows of a repeated pass have been counted
             self._learn(x)
 
     def _keep(self) -> None:
@@ -145,11 +147,6 @@ class FromData(nn.Module, abc.ABC):
 
     def _upgrade(self, state: dict[str, Any], prefix: str) -> None:
         """Makes of what version 0.2 and those before it saved, beside ``started``, what is saved today."""
-
-
-def _in_backward() -> bool:
-    """Whether checkpointing repeats a pass for its gradient: these rows have been counted."""
-    return torch._C._current_graph_task_id() != -1
 
 
 @contextlib.contextmanager

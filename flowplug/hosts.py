@@ -16,8 +16,9 @@ from flowplug._arguments import require_ints as require_ints
 from flowplug._arguments import require_numbers as require_numbers
 from flowplug._arguments import require_part as require_part
 from flowplug._errors import ContextError, ShapeError
-from flowplug._noise import current_conditions
+from flowplug._noise import current_conditions, in_backward
 from flowplug._reading import mapped
+from flowplug._residual import ResidualTransform
 from flowplug._start import reset as reset
 from flowplug._start import starting as starting
 from flowplug._transform import Transform
@@ -132,7 +133,10 @@ def check_host(function: str, transform: object, base: type, otherwise: str) -> 
 
 def draws_noise(transform: Transform) -> bool:
     """Whether a stochastic log-det would be drawn anew by every call: in train mode, and no noise is fixed."""
-    return transform.training and current_conditions().seed is None and not mapped()
+    if not transform.training or current_conditions().seed is not None or mapped():
+        return False
+    residuals = (part for part in transform.modules() if in_backward() and isinstance(part, ResidualTransform))
+    return not any(part.replay.fixes_noise() for part in residuals)
 
 
 def takes_context(method: Callable[..., object]) -> bool:

@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 import pytest
 
 from flowplug.testing import LAWS, WAYS, Case, check_cell
-from known import KNOWN
 
 # Laws that draw hundreds of times or train.
 DEAR = {
@@ -50,7 +49,6 @@ def cells(table, *, whole=(), typical=()):
                     quick = way == "eager" and (chosen or law not in DEAR)
                     quick |= chosen and way not in {"compiled", "anomaly mode"} and law == "same numbers"
                     marks = [pytest.mark.slow] * (not quick)
-                    marks += [pytest.mark.xfail(strict=False, reason=why) for why in known(name, law, way)]
                     found.append(pytest.param(name, law, way, marks=marks))
     return found
 
@@ -63,15 +61,9 @@ def left_out(row, law, way):
     return LAWS[law].left_out_of(WAYS[way])
 
 
-def known(name, law, way):
-    """Faults that are being mended."""
-    return [why for why, patterns in KNOWN.items() if any(fnmatchcase(f"{name} / {law} / {way}", p) for p in patterns)]
-
-
 def laws_of(name, exempt=()):
     """The laws, as parameters, of a transform like this one of the table, run eagerly."""
-    marks = {law: [pytest.mark.xfail(strict=False, reason=why) for why in known(name, law, "eager")] for law in LAWS}
-    return [pytest.param(law, marks=marks[law]) for law in LAWS if law not in exempt]
+    return [law for law in LAWS if law not in exempt]
 
 
 def check(row, law, way="eager"):

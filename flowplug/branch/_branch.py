@@ -74,7 +74,8 @@ class Branch:
     def lipschitz_bound(self) -> LipschitzBound:
         """The bound of ``g`` from the weights of this pass as a number, measured and read once."""
         if self._lipschitz is None:
-            with outside_autocast(self.g):
+            # No graph, whose tensors checkpointing would count: the passes differ in whether they measure.
+            with torch.no_grad(), outside_autocast(self.g):
                 measured = self.certify()
             self._lipschitz = measured._replace(value=float(measured))
         return self._lipschitz

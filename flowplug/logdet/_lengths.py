@@ -51,7 +51,7 @@ class Geometric:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        require_numbers("Geometric", p=self.p)
+        require_numbers("Geometric", p=self.p, share=self.share)
         if not 0 < self.p < 1:
             raise ValueError(f"Geometric(p) must be in (0, 1); got {self.p}")
         if not 0 < self.share <= 1:

@@ -159,6 +159,10 @@ def iterate(name: str, branch: Branch, y: Tensor, *, tol: float | None, max_step
         move, state.plain = memory.propose(state.r, good)
         state.candidate = state.x + move
     if left:
+        if not rule.norm(y.flatten(1)).isfinite().all():
+            raise NotConverged(
+                f"some samples are so large that their norm overflows in {y.dtype}: rescale them, or use torch.float64"
+            )
         raise NotConverged(
             f"the fixed point of {left} of {len(y)} samples was not found in {step} steps: worst residual "
             f"{float(state.size[state.pending].max()):.3g}, Lipschitz bound {lipschitz}. If the residual is large, "
