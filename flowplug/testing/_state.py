@@ -227,6 +227,6 @@ def _require_same(name: str, got: Tensor, wanted: Tensor, case: Case, *, loose: 
     # Gradients through an inverse are as good as its solver, which ends a little above rounding.
     allowed = 10_000 * torch.finfo(wanted.dtype).eps if "gradient" in name else 1000 * torch.finfo(wanted.dtype).eps
     if loose and case.way.loose is not None:
-        # Of a gradient in half precision, little more than its size and direction: of a log-det, it takes an inverse.
-        allowed = 3 * case.way.loose if "gradient" in name else case.way.loose
+        # Of a gradient in half precision, little more than its size: norms change the entry that is their largest.
+        allowed = 5 * case.way.loose if "gradient" in name else case.way.loose
     require(worst <= allowed, f"{name}: relative deviation {worst:.3g}, allowed {allowed:.3g}")
