@@ -109,7 +109,9 @@ def _by_rows(case: Case, transform: Any) -> nn.Module:  # noqa: ANN401
     del case
 
     def mapped(direction: Callable[..., Any], x: Tensor, context: Tensor | None) -> Any:  # noqa: ANN401
-        return torch.func.vmap(direction, in_dims=(0, None if context is None else 0))(x, context)
+        # Not the module itself, whose description vmap asks for, and which may draw random numbers.
+        in_dims = (0, None if context is None else 0)
+        return torch.func.vmap(lambda *row: direction(*row), in_dims=in_dims)(x, context)
 
     return InWay(transform, forward=partial(mapped, transform), inverse=partial(mapped, transform.inverse))
 
