@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_numbers
 from flowplug._reading import transformed
+from flowplug._scalars import OneNumber
 from flowplug.branch import LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
 
-class Sine(Activation):
+class Sine(OneNumber, Activation):
     r"""A sine with a trainable frequency, scaled to slope 1.
 
     .. math:: \phi(x) = \sin(\omega x) / \omega, \qquad \omega = \exp(w)
@@ -30,12 +31,14 @@ class Sine(Activation):
         tensor([0., 0.])
     """
 
+    number = "log_frequency"
+
     def __init__(self, frequency: float = 1.0) -> None:
         super().__init__()
         require_numbers("Sine", frequency=frequency)
         if not frequency > 0:
             raise ValueError(f"Sine(frequency=...) must be positive; got {frequency}")
-        self.log_frequency = nn.Parameter(torch.tensor(float(frequency)).log())
+        self.log_frequency = nn.Parameter(torch.full((1,), float(frequency)).log())
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, of the shape of ``x``."""
@@ -49,7 +52,7 @@ class Sine(Activation):
     def frequency(self, width: int) -> Tensor:
         r""":math:`\omega`."""
         del width
-        return self.log_frequency.exp()
+        return self.log_frequency.exp().squeeze(0)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\omega = 1`."""

@@ -8,11 +8,12 @@ from torch.nn import functional
 
 from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
+from flowplug._scalars import OneNumber
 from flowplug.branch import SWISH_SLOPE, LipschitzBound, rule_for
 from flowplug.lipschitz.activations._activation import Activation
 
 
-class LipSwish(Activation):
+class LipSwish(OneNumber, Activation):
     r"""Swish scaled to slope 1, with a trainable sharpness.
 
     .. math:: \phi(x) = x \, \sigma(\beta x) / 1.0998, \qquad \beta = \operatorname{softplus}(b)
@@ -27,9 +28,11 @@ class LipSwish(Activation):
         tensor([0., 0.], grad_fn=<DivBackward0>)
     """
 
+    number = "raw_beta"
+
     def __init__(self) -> None:
         super().__init__()
-        self.raw_beta = nn.Parameter(torch.tensor(0.5))
+        self.raw_beta = nn.Parameter(torch.full((1,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, of the shape of ``x``."""
@@ -42,7 +45,7 @@ class LipSwish(Activation):
     def frequency(self, width: int) -> Tensor:
         r""":math:`\beta`."""
         del width
-        return functional.softplus(self.raw_beta)
+        return functional.softplus(self.raw_beta).squeeze(0)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\beta = 1`."""
@@ -56,7 +59,7 @@ def _(module: LipSwish) -> LipschitzBound:
     return LipschitzBound(1.0, elementwise=True, limit=1.0)
 
 
-class CLipSwish(nn.Module):
+class CLipSwish(OneNumber):
     r"""Swish of the input and of its negative, side by side: no direction saturates, at twice the width.
 
     .. math:: \phi(x) = [s(x), s(-x)] / C, \qquad s(x) = x \, \sigma(\beta x), \quad \beta = \operatorname{softplus}(b)
@@ -80,17 +83,19 @@ class CLipSwish(nn.Module):
         torch.Size([5, 6])
     """
 
+    number = "raw_beta"
+
     def __init__(self, order: float = 2.0) -> None:
         super().__init__()
         require_numbers("CLipSwish", order=order)
         if not order >= 1:
             raise LipschitzError(f"CLipSwish(order=...) must be in [1, inf]; got {order}")
         self.order = order
-        self.raw_beta = nn.Parameter(torch.tensor(0.5))
+        self.raw_beta = nn.Parameter(torch.full((1,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, channels, *spatial)`` to ``(B, 2 channels, *spatial)``."""
-        gate = torch.sigmoid(functional.softplus(self.raw_beta) * x)
+        gate = torch.sigmoid(functional.softplus(self.raw_beta).squeeze(0) * x)
         return torch.cat([x * gate, x * (gate - 1)], dim=1) / _pair_constant(self.order)
 
     def lipschitz_bound_in(self, order: float) -> LipschitzBound:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowplug._arguments import require_bools, require_numbers
 from flowplug._errors import LipschitzError
 from flowplug._precision import at_least_single
+from flowplug._scalars import OneNumber
 from flowplug.lipschitz.norms._induced import InducedNorm, check_kernel, induced_bound
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
@@ -79,18 +80,20 @@ class LearnedOrder(OperatorNorm):
         ]
 
 
-class Order(nn.Module):
+class Order(OneNumber):
     """The order of the norm of one space, trained; called without arguments."""
+
+    number = "raw"
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         self.low, self.high = low, high
         # Not in the middle, where the bound may have a kink; and orders that are not tied differ from the start.
-        self.raw = nn.Parameter(0.1 * torch.randn(()))
+        self.raw = nn.Parameter(0.1 * torch.randn(1))
 
     def forward(self) -> Tensor:
         """The order, a scalar tensor."""
-        return self.low + (self.high - self.low) * torch.sigmoid(self.raw)
+        return self.low + (self.high - self.low) * torch.sigmoid(self.raw).squeeze(0)
 
 
 class TiedNorm(OperatorNorm, nn.Module):
