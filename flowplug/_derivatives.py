@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowplug._errors import SecondDerivativeError
+from flowplug._functions import Function
 
 
 def with_derivative(value: Tensor, product: Tensor, message: str, *sources: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def with_derivative(value: Tensor, product: Tensor, message: str, *sources: Tens
         SecondDerivativeError: When a derivative is differentiated by what the sources depend on, in reverse or forward
             mode.
     """
-    result: Tensor = _WithDerivative.apply(value.detach(), product, message, *sources)  # type: ignore[no-untyped-call]
+    result: Tensor = _WithDerivative.run(value.detach(), product, message, *sources)
     return result
 
 
@@ -37,7 +38,7 @@ def once(value: Tensor, message: str, *sources: Tensor) -> Tensor:
     return value + zero.to(value.dtype)
 
 
-class _WithDerivative(torch.autograd.Function):
+class _WithDerivative(Function):
     generate_vmap_rule = True
 
     @staticmethod

@@ -21,3 +21,8 @@ def autocast_enabled(tensor: Tensor) -> bool:
 def at_least_single(tensor: Tensor) -> Tensor:
     """In single precision instead of half, which decompositions do not have and in which powers under- or overflow."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype; where it has it already, at no cost."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowplug._errors import NotConverged
+from flowplug._functions import Function
 from flowplug._precision import at_least_single
 from flowplug._transform import Transform
 from flowplug.dense._arguments import number, whole
-from flowplug.dense._functions import Function
 
 
 class Elementwise(Transform):

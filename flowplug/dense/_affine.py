@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flowplug._errors import SecondDerivativeError
 from flowplug._factors import Factors
+from flowplug._functions import Function
 from flowplug._precision import at_least_single, full_precision
-from flowplug.dense._functions import Function
 from flowplug.dense._gradients import Affine, DenseGradient
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._errors import ShapeError, SingularMatrixError
+from flowplug._functions import Function
 from flowplug._precision import at_least_single
 from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._affine import once
 from flowplug.dense._arguments import elementwise, started, strategy, whole
-from flowplug.dense._functions import Function
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._transform import DenseTransform, require_invertible
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowplug._precision import at_least_single
-from flowplug.dense._functions import under_torch_func
+from flowplug._reading import transformed
 
 
 class Affine(NamedTuple):
@@ -125,6 +125,6 @@ class Euclidean:
 
 def _plus(products: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
     """``products + factor W``, in ``products`` where that may be: a second D x D tensor costs a part of a step."""
-    add = torch.addcmul if under_torch_func() else Tensor.addcmul_
+    add = torch.addcmul if transformed() else Tensor.addcmul_
     total: Tensor = add(products, weight, factor)
     return total

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowplug._precision import at_least_single, full_precision
+from flowplug._precision import at_least_single, full_precision, in_dtype
 from flowplug.logdet._control import Control, ExactTrace
 from flowplug.logdet._lengths import Geometric
 from flowplug.logdet._neumann import Neumann
@@ -108,8 +108,8 @@ class _Arnoldi(Recurrence):
         self._f = flat.new_ones(len(v), 1)  # f_k at t = 1
         self._ratio = flat.new_ones(len(v), len(t))  # f_k(t) / f_k(1)
         self._sound = torch.ones_like(self._f)  # 0 where a pivot came close to 0, else 1
-        self.vector, self.u = first.reshape(v.shape).to(v.dtype), v
-        self.known, self.waiting = v.new_zeros(len(v), 2), self._norm.square().expand(-1, 2).to(v.dtype)
+        self.vector, self.u = in_dtype(first.reshape(v.shape), v.dtype), v
+        self.known, self.waiting = v.new_zeros(len(v), 2), in_dtype(self._norm.square().expand(-1, 2), v.dtype)
 
     @property
     def residual(self) -> Tensor:
@@ -120,7 +120,7 @@ class _Arnoldi(Recurrence):
         """One step of Arnoldi's method, one column of U, and the term that follows from them."""
         with full_precision(product):
             a, column, following, size = self._expand(product.flatten(1))
-            settled = (a * self.waiting).to(self.vector.dtype)
+            settled = in_dtype(a * self.waiting, self.vector.dtype)
             pivot, b, p = self._eliminate(a, column)
             self._correct(a, b, p, pivot, following, size)
         t = _quadrature(size.dtype, size.device)[0]
@@ -167,12 +167,13 @@ class _Arnoldi(Recurrence):
         """What the new pair changes of the solution: the next term."""
         t, rules = _quadrature(a.dtype, a.device)
         square, f, like = self._norm.square(), self._f, self.vector
-        self.known = (square * f * ((self._ratio * (b - a)) @ rules)).to(like.dtype)
+        self.known = in_dtype(square * f * ((self._ratio * (b - a)) @ rules), like.dtype)
         self._f = -size * f / pivot[:, -1:]
         self._ratio = self._ratio * t * (pivot[:, -1:] / pivot)
-        self.waiting = (square * self._f * (self._ratio @ rules)).to(like.dtype)
-        self.u = (self._norm * (f * (p - self._basis[-1]) + self._f * following)).reshape(like.shape).to(like.dtype)
-        self.vector = following.reshape(like.shape).to(like.dtype)
+        self.waiting = in_dtype(square * self._f * (self._ratio @ rules), like.dtype)
+        u = self._norm * (f * (p - self._basis[-1]) + self._f * following)
+        self.u = in_dtype(u.reshape(like.shape), like.dtype)
+        self.vector = in_dtype(following.reshape(like.shape), like.dtype)
 
 
 def _orthogonalize(w: Tensor, basis: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowplug._derivatives import once
 from flowplug._errors import InverseNotAvailable
+from flowplug._functions import Function
 from flowplug._precision import full_precision
 from flowplug._reading import refuse_vmap, transformed
 from flowplug.branch import Branch, Linearization, LipschitzBound
@@ -78,7 +79,7 @@ class Adjoint(Branch):
         raise InverseNotAvailable(_NO_PRODUCTS)
 
 
-class _Implicit(torch.autograd.Function):
+class _Implicit(Function):
     @staticmethod
     def forward(x: Tensor, solver: Solver, branch: Branch) -> Tensor:
         return x.clone()
@@ -138,5 +139,5 @@ def solve(solver: Solver, branch: Branch, y: Tensor) -> Tensor:
     # One more step of the iteration, with the graph of y, the weights and the context.
     x = y - branch(x)
     if x.requires_grad or transformed():
-        x = _Implicit.apply(x, solver, branch)  # type: ignore[no-untyped-call]
+        x = _Implicit.run(x, solver, branch)
     return x

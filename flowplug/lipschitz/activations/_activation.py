@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._functions import Function
 from flowplug._reading import transformed
 from flowplug.branch import LipschitzBound, lipschitz_bound
 
@@ -68,14 +69,11 @@ def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return (value, slope) if keep else (value.detach(), slope)
 
 
-class ValueAndSlope(torch.autograd.Function):
+class ValueAndSlope(Function):
     """A function with its slope, each taken once: the backward pass needs no more than these two.
 
-    Without derivatives in forward mode, which `torch.compile` refuses in a class of this kind: under `torch.func`
-    activations leave theirs to autograd.
+    Without derivatives in forward mode: under `torch.func` activations leave theirs to autograd.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401

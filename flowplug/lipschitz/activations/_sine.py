@@ -58,7 +58,7 @@ class Sine(OneNumber, Activation):
         r"""Value and derivative at ``x`` for :math:`\omega = 1`."""
         if transformed():
             return x.sin(), x.cos()
-        value, slope = _SineAndCosine.apply(x)  # type: ignore[no-untyped-call]
+        value, slope = _SineAndCosine.run(x)
         return value, slope
 
 

@@ -69,7 +69,7 @@ class SineHuber(Activation):
         r"""Value and derivative at ``x`` for :math:`\omega_i = 1`."""
         if transformed():
             return _value_and_slope(x)
-        value, slope = _ValueAndSlope.apply(x)  # type: ignore[no-untyped-call]
+        value, slope = _ValueAndSlope.run(x)
         return value, slope
 
     def extra_repr(self) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowplug._functions import Function
 from flowplug._precision import at_least_single, full_precision
-from flowplug._reading import transformed
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
 
@@ -56,7 +56,7 @@ def smaller_gram(matrix: Tensor) -> Tensor:
     return matrix @ matrix.mH if is_wide(matrix) else matrix.mH @ matrix
 
 
-class _WithGradient(torch.autograd.Function):
+class _WithGradient(Function):
     """Values ``(N,)`` of the matrices, with their gradients; and how to find these again, to differentiate them."""
 
     generate_vmap_rule = True
@@ -71,6 +71,7 @@ class _WithGradient(torch.autograd.Function):
         del output
         ctx.gradient = inputs[1]
         ctx.save_for_backward(*inputs[2:])
+        ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -79,15 +80,6 @@ class _WithGradient(torch.autograd.Function):
         if torch.is_grad_enabled():
             gradients = [ctx.gradient(*pair) for pair in zip(matrices, gradients, strict=True)]
         return None, None, *chain.from_iterable((g * x, None) for g, x in zip(grad.unbind(), gradients, strict=True))
-
-
-class _WithTangent(_WithGradient):
-    """In forward mode too, which `torch.compile` refuses in a class of this kind."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-        _WithGradient.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ANN401
@@ -154,6 +146,5 @@ class SpectralNorm(OperatorNorm):
                 for i, value, gradient in zip(group, *self.norms(stack), strict=True):
                     values[i], gradients[i] = value, gradient.mT if is_wide(matrices[i]) else gradient
         pairs = chain.from_iterable(zip(matrices, gradients, strict=True))
-        function = _WithTangent if transformed() else _WithGradient
-        found: Tensor = function.apply(torch.stack(values), self.differentiable, *pairs)  # type: ignore[no-untyped-call]
+        found: Tensor = _WithGradient.run(torch.stack(values), self.differentiable, *pairs)
         return found

@@ -6,24 +6,22 @@ from typing import Any
 
 import torch
 
-
-def under_torch_func() -> bool:
-    """Whether vmap, grad or another transform of torch.func is at work, where tensors may be more than they seem."""
-    return torch._C._are_functorch_transforms_active()
+from flowplug._reading import transformed
 
 
 class Function(torch.autograd.Function):
     """A function of which subclasses give ``forward`` and ``setup_context``; `run` applies it.
 
     For the sake of torch.func, ``apply`` of such a function binds the signature at every call, which takes a good part
-    of a small step: outside torch.func a twin with both in one does without.
+    of a small step: outside torch.func a twin with both in one does without. `torch.compile` follows none that has
+    derivatives in forward mode: its twin has none.
     """
 
-    plain: type[Function] | None
+    _twins: tuple[type[Function], type[Function]] | None
 
     def __init_subclass__(cls, **keywords: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**keywords)
-        if "plain" in vars(cls):
+        if "_twins" in vars(cls):
             return
 
         def forward(ctx: Any, *operands: Any) -> Any:  # noqa: ANN401
@@ -31,12 +29,15 @@ class Function(torch.autograd.Function):
             cls.setup_context(ctx, operands, output)
             return output
 
-        setup = torch.autograd.Function.setup_context
-        parts = {"plain": None, "forward": staticmethod(forward), "setup_context": staticmethod(setup)}
-        cls.plain = type(f"Plain{cls.__name__}", (cls,), parts)
+        base = torch.autograd.Function
+        plain = {"_twins": None, "forward": staticmethod(forward), "setup_context": staticmethod(base.setup_context)}
+        traced = {**plain, "jvp": staticmethod(base.jvp), "generate_vmap_rule": False}
+        cls._twins = (type(f"Plain{cls.__name__}", (cls,), plain), type(f"Traced{cls.__name__}", (cls,), traced))
 
     @classmethod
     def run(cls, *operands: Any) -> Any:  # noqa: ANN401
         """What ``forward`` gives, with the derivatives of this function."""
-        function = cls if under_torch_func() or cls.plain is None else cls.plain
+        function: type[Function] = cls
+        if cls._twins is not None and not transformed():
+            function = cls._twins[torch.compiler.is_compiling()]
         return function.apply(*operands)  # type: ignore[no-untyped-call]
