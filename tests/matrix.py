@@ -48,7 +48,7 @@ def cells(table, *, whole=(), typical=()):
                 if not left_out(row, law, way) and (way == "eager" or name in whole or same):
                     quick = way == "eager" and (chosen or law not in DEAR)
                     quick |= chosen and way not in {"compiled", "anomaly mode"} and law == "same numbers"
-                    marks = [pytest.mark.slow] * (not quick)
+                    marks = [pytest.mark.slow] * (not quick) + [pytest.mark.ways] * (way != "eager")
                     found.append(pytest.param(name, law, way, marks=marks))
     return found
 
