@@ -69,6 +69,9 @@ HOSTS_WRITES = {
 EIGHT_BITS = {
     "frequencies to 30 enlarge the rounding of bfloat16, and at D = 1 no sum averages it": ("same numbers / autocast",)
 }
+LONG_WEIGHTS = {
+    "a roulette that may end at once enlarges the rounding of bfloat16 by its weights": ("same numbers / autocast",)
+}
 OWN_NOISE = {
     "copies have noise of their own where it is fixed, as zuko's transforms do in train mode": (
         "same numbers / deepcopy",
@@ -226,7 +229,9 @@ CORE = {
     "PowerSeries Autograd": Row(using(fp.PowerSeries(terms=ROULETTE, gradient=fp.Autograd()))),
     "PowerSeries Gaussian": Row(using(fp.PowerSeries(terms=ROULETTE, probes=fp.Gaussian()))),
     "PowerSeries two probes": Row(using(fp.PowerSeries(terms=ROULETTE, probes=fp.Rademacher(samples=2)))),
-    "PowerSeries no exact term": Row(using(fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.4), exact=0)))),
+    "PowerSeries no exact term": Row(
+        using(fp.PowerSeries(terms=fp.Roulette(fp.Geometric(0.4), exact=0))), exempt=LONG_WEIGHTS
+    ),
     "PowerSeries long": Row(using(fp.PowerSeries(terms=fp.Truncated(150)))),
 }
 

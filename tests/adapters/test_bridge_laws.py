@@ -65,7 +65,19 @@ UNSCALED = {"zuko's autoregressive networks lose three digits at inputs of scale
 HOSTS_START = {
     "the host's own start takes whatever comes first, in units near 1": ("start in any units", "start from few rows")
 }
-TWICE = {"its integral has no second derivative, which the oracle needs": ("gradient of the ladj",)}
+TWICE = {
+    "its integral has no second derivative, which the oracle needs, and says nothing": (
+        "gradient of the ladj",
+        "second derivatives",
+    )
+}
+HOSTS_AUTOGRAD = {"the host calls autograd itself, which torch.func does not allow": ("* / torch.func",)}
+TRANSPOSED = {
+    "its parameter is a transposed view, which neither FSDP nor views of all parameters take": (
+        "written weights",
+        "* / FSDP",
+    )
+}
 
 TABLE = {
     "nflows LU": bridged(from_nflows, lambda: nt.LULinear(3)),
@@ -96,7 +108,7 @@ TABLE = {
     ),
     "normflows MAF": bridged(from_normflows, lambda: nf.flows.MaskedAffineAutoregressive(3, 8)),
     "normflows affine": bridged(from_normflows, lambda: nf.flows.InvertibleAffine(3)),
-    "normflows 1x1": bridged(from_normflows, lambda: nf.flows.Invertible1x1Conv(2), event=IMAGE),
+    "normflows 1x1": bridged(from_normflows, lambda: nf.flows.Invertible1x1Conv(2), event=IMAGE, exempt=TRANSPOSED),
     "normflows permutation": bridged(from_normflows, lambda: nf.flows.Permute(3), exempt=CONSTANT),
     "normflows ActNorm": bridged(from_normflows, lambda: nf.flows.ActNorm((3,)), exempt=HOSTS_START),
     "normflows Glow": bridged(
@@ -115,9 +127,12 @@ TABLE = {
     "zuko inverse": bridged(from_zuko, lambda: zuko_maf().inv),
     "zuko rotation": bridged(from_zuko, rotation, exempt=CONSTANT),
     "zuko element-wise": bridged(from_zuko, affine),
-    "zuko NAF": bridged(from_zuko, zuko_naf, context=2, exempt={**BISECTED, **HOSTS_VMAP}),
+    "zuko NAF": bridged(from_zuko, zuko_naf, context=2, exempt={**BISECTED, **HOSTS_VMAP, **HOSTS_AUTOGRAD}),
     "zuko UNAF": bridged(
-        from_zuko, lambda: zuko_naf(zuko.flows.UNAF), context=2, exempt={**BISECTED, **TWICE, **HOSTS_VMAP}
+        from_zuko,
+        lambda: zuko_naf(zuko.flows.UNAF),
+        context=2,
+        exempt={**BISECTED, **TWICE, **HOSTS_VMAP, **HOSTS_AUTOGRAD},
     ),
 }
 
