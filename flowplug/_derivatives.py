@@ -24,7 +24,9 @@ def with_derivative(value: Tensor, product: Tensor, message: str, *sources: Tens
         SecondDerivativeError: When a derivative is differentiated by what the sources depend on, in reverse or forward
             mode.
     """
-    result: Tensor = _WithDerivative.run(value.detach(), product, message, *sources)
+    # The compiler follows classes that it finds by name, and no derivatives in forward mode.
+    function = _Traced.apply if torch.compiler.is_compiling() else _WithDerivative.run
+    result: Tensor = function(value.detach(), product, message, *sources)
     return result
 
 
@@ -63,6 +65,10 @@ class _WithDerivative(Function):
         product, *sources = ctx.saved_tensors
         by_product = torch.zeros_like(product) if tangents[1] is None else tangents[1]
         return once(by_product, ctx.message, *sources)
+
+
+class _Traced(_WithDerivative):
+    jvp = staticmethod(torch.autograd.Function.jvp)
 
 
 class _Refusal(torch.autograd.Function):

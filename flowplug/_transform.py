@@ -187,9 +187,11 @@ def _check_tensor(name: str, role: str, x: Tensor, *, like: Tensor | None) -> No
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
             raise DtypeError(f"{name}: the {role} is {x.dtype}, expected {like.dtype}: convert one of them")
     # One kernel: a NaN or infinity anywhere leaves its mark on the sum. So does an overflow, hence the second look.
-    # Inside vmap neither can be read.
-    if known(x.detach().sum().isfinite()) is False and not (finite := x.isfinite()).all():
-        bad = (~finite).nonzero()
+    finite = x.detach().sum().isfinite()
+    # Inside vmap it cannot be read.
+    suspect = not finite if torch.compiler.is_compiling() else known(finite) is False
+    if suspect and not (entries := x.isfinite()).all():
+        bad = (~entries).nonzero()
         raise NonFiniteError(
             f"{name}: the {role} holds {len(bad)} NaN or infinite value(s), the first at index {tuple(bad[0].tolist())}"
         )

@@ -86,7 +86,10 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
 def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
 
-    def checked(module: nn.Module) -> LipschitzBound:
+    @wraps(rules)  # with its ``register``
+    def bound(module: nn.Module) -> LipschitzBound:
+        if torch.compiler.is_compiling():  # which breaks at the dispatch; a branch looks at the parts of its g itself
+            return rules(module)
         require_instance("lipschitz_bound", "module", module, nn.Module, "LipschitzMLP(2)")
         require_plain(module)
         with outside_autocast(module):
@@ -103,14 +106,6 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
         if found.limit < math.inf or isinstance(found.value, Tensor) or _first_parameter(module) is not None:
             return found
         return found._replace(limit=found.value)  # a constant
-
-    @wraps(rules)  # with its ``register``
-    def bound(module: nn.Module) -> LipschitzBound:
-        if not torch.compiler.is_compiling():
-            return checked(module)
-        # The dispatch cannot be compiled; no decorator, which would import the compiler.
-        found: LipschitzBound = torch.compiler.disable(checked)(module)  # type: ignore[no-untyped-call]
-        return found
 
     return cast(Rules, bound)
 

@@ -92,6 +92,12 @@ class AffineMap(Function):
         return over_matrices(AffineMap, info, in_dims, operands, matrices=2)
 
 
+class TracedAffineMap(AffineMap):
+    """The same for the compiler, which follows no derivatives in forward mode."""
+
+    jvp = staticmethod(torch.autograd.Function.jvp)
+
+
 class Solution(Function):
     """The solutions of ``W x = r``, or of ``W^T x = r``, from the factors of W; differentiable as often as one likes.
 

@@ -15,7 +15,7 @@ from flowplug._precision import at_least_single, full_precision
 from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
-from flowplug.dense._affine import AffineMap, LogAbsDet, solve
+from flowplug.dense._affine import AffineMap, LogAbsDet, TracedAffineMap, solve
 from flowplug.dense._arguments import elementwise, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._values import DenseValue, ExactValue, Kept
@@ -126,7 +126,9 @@ class DenseTransform(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        y, ladj = AffineMap.run(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
+        # The compiler follows classes that it finds by name.
+        function = TracedAffineMap.apply if torch.compiler.is_compiling() else AffineMap.run
+        y, ladj = function(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
         y, ladj = y.reshape(x.shape), ladj.reshape(x.shape[:-1])
         if self.activation is None:
             return y, ladj

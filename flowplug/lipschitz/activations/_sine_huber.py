@@ -69,7 +69,9 @@ class SineHuber(Activation):
         r"""Value and derivative at ``x`` for :math:`\omega_i = 1`."""
         if transformed():
             return _value_and_slope(x)
-        value, slope = _ValueAndSlope.run(x)
+        # The compiler follows classes that it finds by name.
+        function = _ValueAndSlope.apply if torch.compiler.is_compiling() else _ValueAndSlope.run
+        value, slope = function(x)
         return value, slope
 
     def extra_repr(self) -> str:

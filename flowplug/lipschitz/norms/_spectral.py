@@ -93,6 +93,10 @@ class _WithGradient(Function):
         return torch.stack(products)
 
 
+class _Traced(_WithGradient):
+    jvp = staticmethod(torch.autograd.Function.jvp)
+
+
 class SpectralNorm(OperatorNorm):
     """A norm found, with its gradient, outside autograd: of one matrix, or of matrices of one shape together.
 
@@ -146,5 +150,7 @@ class SpectralNorm(OperatorNorm):
                 for i, value, gradient in zip(group, *self.norms(stack), strict=True):
                     values[i], gradients[i] = value, gradient.mT if is_wide(matrices[i]) else gradient
         pairs = chain.from_iterable(zip(matrices, gradients, strict=True))
-        found: Tensor = _WithGradient.run(torch.stack(values), self.differentiable, *pairs)
+        # The compiler follows classes that it finds by name, and no derivatives in forward mode.
+        function = _Traced.apply if torch.compiler.is_compiling() else _WithGradient.run
+        found: Tensor = function(torch.stack(values), self.differentiable, *pairs)
         return found
