@@ -61,7 +61,7 @@ BISECTED = {
         "* / inference mode",
     )
 }
-UNSCALED = {"zuko's autoregressive networks lose three digits at inputs of scale 1e6": ("scales",)}
+UNSCALED = {"the host's own layers lose digits at inputs of scale 1e6 or, in single precision, 1e30": ("scales",)}
 HOSTS_START = {
     "the host's own start takes whatever comes first, in units near 1": ("start in any units", "start from few rows")
 }
@@ -116,7 +116,7 @@ TABLE = {
     ),
     "normflows shift": bridged(from_normflows, lambda: nf.transforms.Shift(), exempt=CONSTANT),
     "normflows planar": bridged(from_normflows, lambda: nf.flows.Planar((3,), act="leaky_relu"), exempt=DEFAULT_DTYPE),
-    "normflows composite": bridged(from_normflows, reversed_composite, context=2),
+    "normflows composite": bridged(from_normflows, reversed_composite, context=2, exempt=UNSCALED),
     "normflows list": bridged(
         from_normflows, lambda: [normflows_spline(context=2), masked_affine()], context=2, exempt=HOSTS_VMAP
     ),
