@@ -8,6 +8,12 @@ import flowplug as fp
 from flowplug.testing import LAWS, WAYS, Case, ConformanceError, check_cell
 
 
+@pytest.fixture(autouse=True)
+def _sharp():
+    """In single precision rounding hides some of them."""
+    torch.set_default_dtype(torch.float64)
+
+
 class Linear(nn.Module):
     """A right transform, y = W x; each mutant overrides one thing."""
 
