@@ -9,7 +9,12 @@ from cases import Row
 from matrix import cells, check
 
 
-@pytest.mark.parametrize(("name", "law", "way"), cells({"page": Row(None, context=2)}, whole={"page"}))
+OVERFLOWS = {"a tail heavier than a line takes 1e30 beyond the range of single precision": ("scales",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "law", "way"), cells({"page": Row(None, context=2, exempt=OVERFLOWS)}, whole={"page"})
+)
 def test_the_transform_of_the_page_obeys_every_law(page, name, law, way):
     def make(**keywords):
         transform = page.SinhArcsinh(3, 2, **keywords)
