@@ -8,7 +8,6 @@ import flowplug as fp
 from cases import Row
 from matrix import cells, check
 
-
 OVERFLOWS = {"a tail heavier than a line takes 1e30 beyond the range of single precision": ("scales",)}
 
 
