@@ -61,9 +61,10 @@ class Noise:
 def fixed_noise(seed: int) -> Iterator[None]:
     """Within this context stochastic log-dets repeat: a row's noise follows from its place in the batch.
 
-    The same inputs give the same estimate, in train and eval mode, and where x moves the estimate moves with its own
-    derivative, as samplers need that differentiate a density. Rows are then evaluated all at once, whatever
-    ``chunk_size``. Each transform mixes ``seed`` with one of its own, so estimates of different transforms, copies
+    The same inputs give the same estimate, in train and eval mode, whose probes do not move with x. Its gradient is
+    its exact derivative for a `PowerSeries` with `Autograd`, as samplers need that differentiate a density; that of
+    `Neumann` is unbiased for the one of the log-det, but not the derivative of the value. Rows are evaluated all at
+    once, whatever ``chunk_size``. Each transform mixes ``seed`` with one of its own, so estimates of different transforms, copies
     included, stay independent.
 
     Args:

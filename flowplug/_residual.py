@@ -50,7 +50,8 @@ class ResidualTransform(Transform):
     In train mode they use fresh noise from torch's generators. In eval mode a row's noise is a smooth function of what
     the row holds: repeated calls agree, whatever other rows there are and however they are cut into batches, the noise
     of different rows is independent, so that a mean over N rows has that of one over :math:`\sqrt N`, and gradients are
-    unbiased. Samplers, which need values whose exact derivative the gradient is, use `fixed_noise`.
+    unbiased. Samplers, which need values whose exact derivative the gradient is, use `ExactLogDet`, or `PowerSeries`
+    with `Autograd` within `fixed_noise`.
 
     A training step costs a small multiple of the bare networks, and less under ``torch.compile(transform)``
     (docs/benchmarks.md, "Cost of a training step").

@@ -132,6 +132,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+# A flow that loads a state was started before it was saved.
 @pytest.mark.filterwarnings("ignore:.*met.*rows:flowplug.StartWarning")
 @pytest.mark.parametrize("host", HOSTS)
 def test_trained_fused_in_half_precision_averaged_saved_and_sampled_elsewhere(users_defaults, tmp_path, host):

@@ -10,6 +10,7 @@ import flowplug as fp
 import flowplug_normflows
 
 # That nothing keeps these networks' bounds while they train is said at construction, and tested elsewhere.
+# The warning is right for each of them: nothing keeps normflows' bounds between its updates.
 pytestmark = pytest.mark.filterwarnings("ignore::flowplug.UnboundedBranchWarning")
 
 

@@ -51,6 +51,7 @@ BRANCHES = {"network": lambda: fp.LipschitzMLP(3, (8,)), "sequential": sequentia
 
 @pytest.mark.parametrize("make", BRANCHES.values(), ids=BRANCHES)
 @pytest.mark.parametrize(("change", "message"), WAYS.values(), ids=WAYS)
+# torch's own: the old form is what is to be refused.
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_refused_in_passes_and_certificates(make, change, message):
     x = torch.randn(5, 3)
@@ -67,6 +68,7 @@ def test_refused_in_passes_and_certificates(make, change, message):
 
 
 @pytest.mark.parametrize(("change", "message"), WAYS.values(), ids=WAYS)
+# torch's own: the old form is what is to be refused.
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_a_network_on_its_own_refuses_too(change, message):
     """It never calls its layers, so that the parameters of an old `weight_norm` were dead."""

@@ -185,7 +185,7 @@ def trials():
 def failure(make, arguments):
     """The error of a call, or None."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # what is asked is whether an error is raised, and which
         try:
             make(**arguments)
         except Exception as error:  # noqa: BLE001, RUF100 -- which ones are right is what is tested

@@ -29,6 +29,7 @@ NETWORKS = {
 }
 
 # That of torch, as it loads its rules of forward mode.
+# torch's own, at its first derivative in forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
 
 
