@@ -64,8 +64,8 @@ def fixed_noise(seed: int) -> Iterator[None]:
     The same inputs give the same estimate, in train and eval mode, whose probes do not move with x. Its gradient is
     its exact derivative for a `PowerSeries` with `Autograd`, as samplers need that differentiate a density; that of
     `Neumann` is unbiased for the one of the log-det, but not the derivative of the value. Rows are evaluated all at
-    once, whatever ``chunk_size``. Each transform mixes ``seed`` with one of its own, so estimates of different transforms, copies
-    included, stay independent.
+    once, whatever ``chunk_size``. Each transform mixes ``seed`` with one of its own, so estimates of different
+    transforms, copies included, stay independent.
 
     Args:
         seed: Any integer.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowplug._errors import SecondDerivativeError
+from flowplug import _derivatives
 from flowplug._factors import Factors
 from flowplug._functions import Function
 from flowplug._precision import at_least_single, full_precision
@@ -216,40 +216,15 @@ def over_matrices(
 
 
 def once(value: Tensor, *inputs: Tensor, name: str = "DenseTransform") -> Tensor:
-    """The value; where a graph is built, one that refuses to be differentiated by any of the inputs."""
+    """The value; where a graph is built, one that refuses to be differentiated by any of the inputs.
+
+    Else autograd would add ordinary gradients to relative directions, or take those for constants.
+    """
     if not torch.is_grad_enabled():
         return value
-    refusing: Tensor = Once.apply(value, name, *inputs)  # type: ignore[no-untyped-call]
-    return refusing
-
-
-class Once(torch.autograd.Function):
-    """Stands where autograd would add ordinary gradients to relative directions, or take those for constants."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, name: str, *inputs: Tensor) -> Tensor:
-        """The value."""
-        del name, inputs
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-        """Keeps the name."""
-        del output
-        ctx.name = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Refuses."""
-        raise SecondDerivativeError(
-            f"{ctx.name} is differentiable once in W and b: the relative gradient is no gradient that could be "
-            "differentiated; differentiate twice by inputs only, or call autograd without create_graph=True"
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ANN401
-        """Refuses as well."""
-        Once.backward(ctx)
-        raise NotImplementedError
+    return _derivatives.once(
+        value.detach(),
+        f"{name} is differentiable once in W and b: the relative gradient is no gradient that could be differentiated; "
+        "differentiate twice by inputs only, or call autograd without create_graph=True",
+        *inputs,
+    )
