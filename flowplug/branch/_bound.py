@@ -17,6 +17,7 @@ from flowplug._precision import full_precision
 from flowplug.branch._parts import require_plain
 
 Rules = TypeVar("Rules", bound=Callable[..., "LipschitzBound"])
+Rule = Callable[[Any], "LipschitzBound"]
 
 
 class LipschitzBound(NamedTuple):
@@ -85,15 +86,28 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
 
 def _of_modules_as_they_are_called(rules: Rules) -> Rules:
     """Whatever rule applies, one of the user's included: of plain parts only, and outside autocast."""
+    dispatching: Any = rules
+    # The compiler does not follow the dispatch of functools, which is needed for virtual subclasses alone.
+    known: dict[type, Rule] = {}
 
-    @wraps(rules)  # with its ``register``
+    def rule_of(kind: type) -> Rule:
+        return next((known[base] for base in kind.__mro__ if base in known), None) or dispatching.dispatch(kind)
+
+    def register(kind: Any, rule: Rule | None = None) -> Any:  # noqa: ANN401 -- that of singledispatch
+        if rule is None and isinstance(kind, type):
+            return partial(register, kind)
+        registered = dispatching.register(kind, rule)
+        known.update({base: found for base, found in dispatching.registry.items() if base is not object})
+        return registered
+
+    @wraps(rules)
     def bound(module: nn.Module) -> LipschitzBound:
-        if torch.compiler.is_compiling():  # which breaks at the dispatch; a branch looks at the parts of its g itself
-            return rules(module)
+        if torch.compiler.is_compiling():  # a branch looks at the parts of its g itself
+            return rule_of(type(module))(module)
         require_instance("lipschitz_bound", "module", module, nn.Module, "LipschitzMLP(2)")
         require_plain(module)
         with outside_autocast(module):
-            found = rules(module)
+            found = rule_of(type(module))(module)
         if not isinstance(found, LipschitzBound):
             raise LipschitzError(
                 f"the rule registered for {type(module).__name__} must return a LipschitzBound, such as "
@@ -107,6 +121,7 @@ def _of_modules_as_they_are_called(rules: Rules) -> Rules:
             return found
         return found._replace(limit=found.value)  # a constant
 
+    bound.register = register  # type: ignore[attr-defined]
     return cast(Rules, bound)
 
 
@@ -145,9 +160,6 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
         f"no Lipschitz bound is known for {type(module).__module__}.{type(module).__qualname__}: build g from "
         "flowplug's Lipschitz layers, or register the bound of your module with @flowplug.lipschitz_bound.register"
     )
-
-
-Rule = Callable[[Any], LipschitzBound]
 
 
 def rule_for(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:

@@ -1,5 +1,6 @@
 """Certificates: known or refused, composed from norm to norm, registered by users."""
 
+import abc
 import math
 
 import pytest
@@ -35,6 +36,27 @@ def test_a_users_module_is_accepted_once_registered():
         return fp.LipschitzBound(0.5)
 
     assert float(fp.ResidualTransform(Mine()).lipschitz) == 0.5
+
+
+def test_a_bound_may_be_registered_in_each_way_of_singledispatch():
+    class One(nn.Module):
+        pass
+
+    class Other(nn.Module):
+        pass
+
+    class Virtual(abc.ABC):
+        @abc.abstractmethod
+        def method(self): ...
+
+    @fp.lipschitz_bound.register(One)
+    def _(module):
+        return fp.LipschitzBound(0.25)
+
+    fp.lipschitz_bound.register(Virtual, lambda module: fp.LipschitzBound(0.5))
+    Virtual.register(Other)
+    assert float(fp.lipschitz_bound(type("Below", (One,), {})())) == 0.25
+    assert float(fp.lipschitz_bound(Other())) == 0.5
 
 
 @pytest.mark.parametrize(
