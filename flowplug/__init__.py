@@ -2,6 +2,7 @@
 
 from flowplug import testing as testing
 from flowplug._actnorm import ActNorm as ActNorm
+from flowplug._errors import CaptureError as CaptureError
 from flowplug._errors import ContextError as ContextError
 from flowplug._errors import DeviceError as DeviceError
 from flowplug._errors import DtypeError as DtypeError

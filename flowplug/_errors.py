@@ -49,6 +49,10 @@ class VmapError(FlowplugError, RuntimeError):
     """Something whose steps depend on the values of its rows was called inside `torch.func.vmap`."""
 
 
+class CaptureError(FlowplugError, RuntimeError):
+    """A CUDA graph was to record what is drawn anew for every pass, and would repeat one draw for ever."""
+
+
 class UnboundedBranchWarning(UserWarning):
     """Training may carry the Lipschitz bound of a residual branch to 1, from where on the map may not be invertible."""
 

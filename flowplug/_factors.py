@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowplug._memory import Memory
 from flowplug._precision import at_least_single, full_precision
 
 
@@ -38,9 +39,8 @@ class Factors(NamedTuple):
 class Factorization:
     """The factors of a matrix, found again whenever a value of it has changed, by whatever way.
 
-    What W makes of one vector without pattern tells: any change of W beyond rounding changes it. That reads W once,
-    where a comparison would cost a good part of an eval pass; objects and version counters miss what fused optimizers,
-    ``.data``, views and swaps write. Copies and pickles start empty.
+    To look for that reads W once, where a comparison would cost a good part of an eval pass; objects and version
+    counters miss what fused optimizers, ``.data``, views and swaps write. Copies and pickles start empty.
 
     Args:
         transposed: Whether to factorize W^T. Units of its rows cost a matrix digits of its factors, units of its
@@ -49,43 +49,23 @@ class Factorization:
 
     def __init__(self, *, transposed: bool = False) -> None:
         self._transposed = transposed
-        self._kept: _Kept | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        """What is kept is not copied."""
-        return {"_transposed": self._transposed, "_kept": None}
+        self._memory: Memory[Factors] = Memory()
 
     def __call__(self, matrix: Tensor) -> Factors:
         """The factors of ``matrix: (D, D)``, or its transpose, as it is now."""
-        single, kept = at_least_single(matrix.detach()), self._kept
-        fits = kept is not None and (kept.dtype, kept.vector.device) == (matrix.dtype, matrix.device)
-        if kept is not None and fits and torch.equal(image(single, kept.vector), kept.image):
-            return kept.factors
-        # What is found in inference mode must serve outside it.
-        with torch.inference_mode(False), torch.no_grad(), full_precision(single):  # noqa: FBT003 -- torch.compile
-            vector = without_pattern(single)
-            factors = _factorize(single.T if self._transposed else single)
-            self._kept = _Kept(matrix.dtype, vector, image(single, vector), factors)
-            return self._kept.factors
+
+        def factorize() -> Factors:
+            single = at_least_single(matrix.detach())
+            with full_precision(single):
+                return _factorize(single.T if self._transposed else single)
+
+        return self._memory([matrix], None, factorize)
 
 
-class _Kept(NamedTuple):
-    dtype: torch.dtype
-    vector: Tensor
-    image: Tensor
-    factors: Factors
-
-
-def without_pattern(matrix: Tensor) -> Tensor:
-    """A vector for a matrix ``(D, D)``, which no change of a matrix but by chance takes to 0."""
-    numbers = torch.arange(len(matrix), device=matrix.device, dtype=torch.float64)
-    return numbers.square().cos().to(matrix.dtype)
-
-
-def image(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The product, outside autocast."""
-    with full_precision(matrix):
-        return matrix @ vector
+def logabsdet_of(matrix: Tensor) -> Tensor:
+    """log|det W| of one ``(D, D)``, a scalar without a sign, which takes twice the time."""
+    factors: Tensor = torch.linalg.lu_factor_ex(matrix)[0]
+    return factors.diagonal().abs().log().sum()
 
 
 def _factorize(matrix: Tensor) -> Factors:

@@ -1,14 +1,14 @@
 """Where the random numbers of log-det estimates come from, and whether log-dets are computed at all."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from flowplug._arguments import require_instance, require_ints
+from flowplug._arguments import given, require_instance, require_ints
 
 
 class Conditions(NamedTuple):
@@ -23,7 +23,15 @@ class Conditions(NamedTuple):
     skip: bool = False
 
 
-_current: ContextVar[Conditions] = ContextVar("flowplug_conditions", default=Conditions())  # noqa: B039 -- immutable
+class _Current(threading.local):
+    """Those of the innermost contexts of this thread; the compiler follows no context variables."""
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+        self.skip = False
+
+
+_current = _Current()
 
 
 class Noise:
@@ -31,8 +39,9 @@ class Noise:
 
     Args:
         seed: An integer scalar tensor, read only by an estimator that asks for a generator; ``None``: torch's own.
-        mix: What the seed is mixed with, any integer.
+        mix: What the seed is mixed with: an integer, or one with a tuple of others.
         by_content: Whether a row's numbers are to follow from what it holds, or from its place in the batch.
+        owner: The number, as `flowplug._operators` has it, of the transform that asks, for compiled graphs.
 
     Example:
         >>> noise = Noise(torch.tensor(7))
@@ -40,20 +49,29 @@ class Noise:
         (7, None)
     """
 
-    def __init__(self, seed: Tensor | None = None, *, mix: int = 0, by_content: bool = False) -> None:
+    def __init__(
+        self,
+        seed: Tensor | None = None,
+        *,
+        mix: int | tuple[int, tuple[int, ...]] = 0,
+        by_content: bool = False,
+        owner: int | None = None,
+    ) -> None:
         if seed is not None:
             require_instance("Noise", "seed", seed, Tensor, "torch.tensor(7)")
-        self._seed, self._mix, self.by_content = seed, mix, by_content
+        if not torch.compiler.is_compiling():
+            require_ints("Noise", **given(owner=owner))
+        self.seed, self.mix, self.by_content, self.owner = seed, mix, by_content, owner
         self._generators: dict[torch.device, Generator] = {}
 
     def generator(self, device: torch.device | str) -> Generator | None:
         """The generator of this estimate on the device, one stream for all its draws; ``None`` for torch's own."""
-        if self._seed is None:
+        if self.seed is None:
             return None
         device = torch.device(device)
         if device not in self._generators:
             # Generators take seeds of 63 bits.
-            self._generators[device] = Generator(device).manual_seed((int(self._seed) ^ self._mix) % 2**63)
+            self._generators[device] = Generator(device).manual_seed((int(self.seed) ^ hash(self.mix)) % 2**63)
         return self._generators[device]
 
 
@@ -81,7 +99,7 @@ def fixed_noise(seed: int) -> Iterator[None]:
         True
     """
     require_ints("fixed_noise", seed=seed)
-    with _conditions(_current.get()._replace(seed=seed)):
+    with _conditions(current_conditions()._replace(seed=seed)):
         yield
 
 
@@ -94,22 +112,23 @@ def no_logdet() -> Iterator[None]:
         >>> with no_logdet():
         ...     x, zeros = transform.inverse(torch.randn(5, 2))
     """
-    with _conditions(_current.get()._replace(skip=True)):
+    with _conditions(current_conditions()._replace(skip=True)):
         yield
 
 
 def current_conditions() -> Conditions:
     """Those of the innermost contexts."""
-    return _current.get()
+    return Conditions(_current.seed, _current.skip)
 
 
 @contextlib.contextmanager
 def _conditions(conditions: Conditions) -> Iterator[None]:
-    token = _current.set(conditions)
+    before = current_conditions()
+    _current.seed, _current.skip = conditions
     try:
         yield
     finally:
-        _current.reset(token)
+        _current.seed, _current.skip = before
 
 
 class Replay:

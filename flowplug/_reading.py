@@ -1,15 +1,25 @@
 """What is read off a tensor, and off torch, to decide how to go on."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from flowplug._errors import VmapError
+from collections import deque
+
+import torch
+from torch import Tensor, nn
+
+from flowplug._errors import FlowplugError, VmapError
 
 
 def known(flag: Tensor) -> bool | None:
     """The truth of a tensor of one entry; None where `torch.func.vmap` hides it, and no one branch can be taken."""
+    found = known_number(flag)
+    return None if found is None else bool(found)
+
+
+def known_number(value: Tensor) -> float | None:
+    """The one entry of a tensor; None where `torch.func.vmap` hides it."""
     try:
-        return bool(flag)
+        return float(value.item())
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
@@ -19,6 +29,11 @@ def known(flag: Tensor) -> bool | None:
 def transformed() -> bool:
     """Whether torch.func differentiates or maps the caller: marking a tensor for autograd is no way there."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def functional() -> bool:
+    """Whether torch.func is to take derivatives: inside it, and for the compiler, which knows no `autograd.grad`."""
+    return torch.compiler.is_compiling() or transformed()
 
 
 def mapped() -> bool:
@@ -41,3 +56,48 @@ def refuse_vmap(what: str, instead: str) -> None:
     """
     if mapped():
         raise VmapError(f"{what}, which torch.func.vmap (and so jacrev, jacfwd, hessian) cannot follow: {instead}")
+
+
+def first_parameter(module: nn.Module) -> Tensor | None:
+    """One parameter, in less time than ``parameters()`` takes; that comes first which is not in a part."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for part in module._modules.values():
+        found = None if part is None else first_parameter(part)
+        if found is not None:
+            return found
+    return None
+
+
+class Later:
+    """What is required of a GPU's numbers in training, and looked at once it is known, as no step waits for a GPU.
+
+    An error is raised by the next pass, with the name of what it belongs to; copies and pickles start empty.
+    """
+
+    def __init__(self) -> None:
+        self._flags: deque[tuple[torch.cuda.Event, Tensor, FlowplugError]] = deque()
+
+    def __reduce__(self) -> tuple[type[Later], tuple[()]]:
+        """Events belong to a process."""
+        return Later, ()
+
+    def require(self, good: Tensor, message: str, kind: type[FlowplugError]) -> None:
+        """Raises what is known of the passes before, and has the flag ``good`` looked at in one of the next.
+
+        Raises:
+            FlowplugError: Of this kind, where an earlier flag was False.
+        """
+        if torch.cuda.is_current_stream_capturing():
+            return
+        while self._flags and self._flags[0][0].query():  # type: ignore[no-untyped-call]
+            _, flag, error = self._flags.popleft()
+            if not flag:
+                self._flags.clear()
+                raise error
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(good, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(good.device))
+        self._flags.append((event, flag, kind(message)))

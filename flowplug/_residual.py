@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from flowplug._arguments import given, require_instance, require_ints, require_part
 from flowplug._errors import ShapeError
 from flowplug._noise import Noise, Replay, current_conditions
+from flowplug._operators import define, number_of, owner_of, values_of, with_values
 from flowplug._transform import Transform
 from flowplug.branch import Branch, LipschitzBound, Watch, lipschitz_bound, on_meta, require_contraction
-from flowplug.logdet import LogDet, Series, default_logdet
+from flowplug.logdet import ExactLogDet, LogDet, Series, default_logdet
 from flowplug.solvers import Anderson, Solver, solve
 
 Method = Callable[["ResidualTransform", Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -25,7 +26,7 @@ def _outside_inference_mode(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapped(self: "ResidualTransform", x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return method(self, x, context)
         with torch.inference_mode(mode=False), torch.no_grad():
             return method(self, x.clone(), None if context is None else context.clone())
@@ -65,8 +66,9 @@ class ResidualTransform(Transform):
         eval_logdet: The same for eval mode. ``None``: exact while affordable, else `Krylov` with `Converged` terms.
         solver: Solves for the inverse.
         event_dim: Number of event dimensions; ``None`` takes it from ``g.event_shape``, or 1.
-        chunk_size: Number of samples evaluated at a time where no gradient is asked for (``torch.no_grad()``), which
-            bounds the memory of sampling and testing, whatever the batch; at least 1.
+        chunk_size: How many numbers the largest tensor may hold where no gradient is asked for (``torch.no_grad()``):
+            as many rows are evaluated at a time as fit, D x D numbers each for an exact log-det, else D or the widest
+            layer, and at least one. It bounds the memory of sampling and testing, whatever the batch; at least 1.
 
     Raises:
         LipschitzError: The bound of g is unknown, or not below 1: at construction, in eval mode and in `inverse`; in
@@ -96,7 +98,7 @@ class ResidualTransform(Transform):
         eval_logdet: LogDet | None = None,
         solver: Solver = Anderson(),  # noqa: B008 -- frozen and stateless
         event_dim: int | None = None,
-        chunk_size: int = 65_536,
+        chunk_size: int = 2**23,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -129,7 +131,7 @@ class ResidualTransform(Transform):
         # Part of the state, so that a loaded model repeats the log-dets of the saved one, and of 24 bits, so that an
         # average in single precision holds it.
         self.register_buffer("noise_seed", torch.randint(2**31, ()) % 2**24)
-        self.replay, self._copies = Replay(), 0
+        self.replay, self._copies, self._number = Replay(), 0, number_of(self)
         self._lineage: tuple[int, ...] = ()  # which copy of which copy it is
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ResidualTransform":
@@ -138,8 +140,13 @@ class ResidualTransform(Transform):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
-        twin._lineage, twin._copies = (*self._lineage, self._copies), 0
+        twin._lineage, twin._copies, twin._number = (*self._lineage, self._copies), 0, number_of(twin)
         return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A pickled transform gets a number of its own."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = number_of(self)
 
     @property
     def lipschitz(self) -> LipschitzBound:
@@ -149,8 +156,11 @@ class ResidualTransform(Transform):
     @_outside_inference_mode
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
-            if not self.training or self._watch.due():
-                self._watch.require_contraction(type(self.g).__name__, branch.lipschitz_bound())
+            if torch.compiler.is_compiling():
+                # No value is looked at while tracing: what no parameters can carry to 1 is left alone.
+                rows = rows if self._watch.kept else rows + _look(rows.detach(), values_of(self.g), self._number)
+            else:
+                self.look(branch.lipschitz_bound)
             gx, ladj = self._evaluate(branch, rows, noise)
             return rows + gx, ladj
 
@@ -179,37 +189,62 @@ class ResidualTransform(Transform):
         with self.replay():
             # By place in the batch, noise must not depend on how that is cut.
             whole = torch.is_grad_enabled() or current_conditions().seed is not None
-            size = max(1, count) if whole else self.chunk_size
-            pieces = torch.split(x.reshape(count, *event), size)
-            contexts = (
-                [None] * len(pieces)
-                if context is None
-                else torch.split(context.reshape(count, self.context_features), size)
-            )
-            g = _differentiable(self.g)
-            results = [
-                direction(rows, Branch.of(g, c), self._noise()) for rows, c in zip(pieces, contexts, strict=True)
-            ]
-        y, ladj = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
+            rows = x.reshape(count, *event)
+            size = count if whole else max(1, self.chunk_size // self._numbers(rows))
+            contexts = None if context is None else context.reshape(count, self.context_features)
+            branch = Branch.of(_differentiable(self.g), contexts)
+            if count <= size:
+                y, ladj = direction(rows, branch, self._noise())
+            else:
+                pieces = [slice(start, start + size) for start in range(0, count, size)]
+                results = [direction(rows[piece], branch.piece(piece), self._noise()) for piece in pieces]
+                y, ladj = map(torch.cat, zip(*results, strict=True))
         return y.reshape(x.shape), ladj.reshape(batch)
+
+    def _numbers(self, rows: Tensor) -> int:
+        """How many numbers a row takes in the largest tensor of a pass: a Jacobian, or a hidden layer."""
+        event = rows.shape[1:]
+        size = math.prod(event)
+        matrices = [weight for weight in self.g.parameters() if weight.dim() > 1]
+        widths = [len(weight) * (math.prod(event[1:]) if weight.dim() > 2 else 1) for weight in matrices]
+        exact = isinstance(self._estimator(rows), ExactLogDet) and not current_conditions().skip
+        return max(size * size if exact else size, *widths)
+
+    def look(self, measure: Callable[[], LipschitzBound]) -> None:
+        """Requires a contraction, in eval mode always, in train mode now and then."""
+        if not self.training or self._watch.due():
+            self._watch.require_contraction(type(self.g).__name__, measure())
 
     def _noise(self) -> Noise:
         seed = current_conditions().seed
         if seed is not None:
-            return Noise(self.noise_seed, mix=hash((seed, self._lineage)))
-        return Noise() if self.training else Noise(self.noise_seed, by_content=True)
+            return Noise(self.noise_seed, mix=(seed, self._lineage), owner=self._number)
+        if self.training:
+            return Noise(owner=self._number)
+        return Noise(self.noise_seed, by_content=True, owner=self._number)
 
     def _evaluate(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the log-det ``(B,)``."""
         if current_conditions().skip:
             return branch(x), x.new_zeros(len(x))
-        logdet = self.logdet if self.training else self.eval_logdet
-        if logdet is None:
-            logdet = default_logdet(x, training=self.training)
-        gx, ladj = logdet(branch, x, noise)
+        gx, ladj = self._estimator(x)(branch, x, noise)
         # Estimators turn autograd on for their products; outside, the caller's mode holds.
         return (gx, ladj) if torch.is_grad_enabled() else (gx.detach(), ladj.detach())
+
+    def _estimator(self, x: Tensor) -> LogDet:
+        """The log-det in this mode, for events ``(B, *event)``."""
+        logdet = self.logdet if self.training else self.eval_logdet
+        return default_logdet(x, training=self.training) if logdet is None else logdet
 
     def extra_repr(self) -> str:
         """Names the strategies."""
         return f"logdet={self.logdet}, eval_logdet={self.eval_logdet}, solver={self.solver}"
+
+
+@define("look", "(Tensor like, Tensor[] values, int owner) -> Tensor", lambda like, values, owner: like.new_empty(()))
+@torch.no_grad()
+def _look(like: Tensor, values: list[Tensor], owner: int) -> Tensor:
+    """Zero, once the bound has been looked at; for compiled graphs."""
+    transform: ResidualTransform = owner_of(owner)
+    with_values(transform.g, values, lambda g: transform.look(functools.partial(lipschitz_bound, g)))
+    return like.new_zeros(())

@@ -7,6 +7,7 @@ trailing dimensions; any number of batch dimensions, none and empty ones include
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -14,9 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import require_instance
-from flowplug._errors import ContextError, DeviceError, DtypeError, InverseNotAvailable, NonFiniteError, ShapeError
+from flowplug._errors import (
+    ContextError,
+    DeviceError,
+    DtypeError,
+    FlowplugError,
+    InverseNotAvailable,
+    NonFiniteError,
+    ShapeError,
+)
 from flowplug._precision import full_precision
-from flowplug._reading import known
+from flowplug._reading import Later, first_parameter, known_number, transformed
 from flowplug._start import reset, starting
 
 
@@ -129,11 +138,18 @@ class Transform(nn.Module, abc.ABC):
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise InverseNotAvailable(f"{type(self).__name__} has no inverse")
 
+    def _require_later(self, good: Tensor, message: str, kind: type[FlowplugError]) -> None:
+        """Has a flag of a GPU looked at in one of the next passes."""
+        later: Later = self.__dict__.setdefault("_later", Later())
+        later.require(good, message, kind)
+
     def _like(self) -> Tensor | None:
         """A tensor of the dtype and on the device of the transform, if it has any."""
-        like = next(self.parameters(), None)
-        own = (buffer for buffer in self.buffers(recurse=False) if buffer.is_floating_point())
-        return next(own, None) if like is None else like
+        like = first_parameter(self)
+        if like is not None:
+            return like
+        own = (buffer for buffer in self._buffers.values() if buffer is not None and buffer.is_floating_point())
+        return next(own, None)
 
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         name, like = type(self).__name__, self._like()
@@ -142,7 +158,7 @@ class Transform(nn.Module, abc.ABC):
                 f"the weights of {name} were made inside torch.inference_mode, and have no derivatives: make it "
                 "outside, or call it under torch.no_grad()"
             )
-        _check_tensor(name, "input", x, like=like)
+        _check_tensor(self, "input", x, like=like)
         split = x.dim() - self.event_dim
         if split < 0 or not _fits(x.shape[split:], self.event_shape):
             wanted = f"{self.event_dim} event dimension(s)" if self.event_shape is None else f"{self.event_shape}"
@@ -152,7 +168,7 @@ class Transform(nn.Module, abc.ABC):
         if context is None:
             raise ContextError(f"{name} is conditional: pass a context of shape (*batch, {self.context_features})")
         try:
-            _check_tensor(name, "context", context, like=x)
+            _check_tensor(self, "context", context, like=x)
         except (DtypeError, DeviceError) as error:
             raise ContextError(str(error)) from None
         if context.dim() == 0 or context.shape[-1] != self.context_features:
@@ -173,7 +189,8 @@ def _fits(shape: Sequence[int], pattern: tuple[int | None, ...] | None) -> bool:
     return pattern is None or all(wanted in (None, got) for got, wanted in zip(shape, pattern, strict=True))
 
 
-def _check_tensor(name: str, role: str, x: Tensor, *, like: Tensor | None) -> None:
+def _check_tensor(transform: Transform, role: str, x: Tensor, *, like: Tensor | None) -> None:
+    name = type(transform).__name__
     if not isinstance(x, Tensor):
         # Some hosts call a part with a context, or none, for a map of this context.
         hint = "; in a flow of another library, use the wrapper of its adapter" if x is None else ""
@@ -186,11 +203,14 @@ def _check_tensor(name: str, role: str, x: Tensor, *, like: Tensor | None) -> No
         # Autocast itself reconciles dtypes.
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
             raise DtypeError(f"{name}: the {role} is {x.dtype}, expected {like.dtype}: convert one of them")
+    if torch.compiler.is_compiling():
+        torch._assert_async(x.detach().isfinite().all(), f"{name}: the {role} holds NaN or infinite values")
+    elif transform.training and x.is_cuda and not transformed():
+        message = f"{name}: the {role} of the last pass held NaN or infinite values"
+        transform._require_later(x.detach().isfinite().all(), message, NonFiniteError)
     # One kernel: a NaN or infinity anywhere leaves its mark on the sum. So does an overflow, hence the second look.
-    finite = x.detach().sum().isfinite()
     # Inside vmap it cannot be read.
-    suspect = not finite if torch.compiler.is_compiling() else known(finite) is False
-    if suspect and not (entries := x.isfinite()).all():
+    elif not math.isfinite(known_number(x.detach().sum()) or 0.0) and not (entries := x.isfinite()).all():
         bad = (~entries).nonzero()
         raise NonFiniteError(
             f"{name}: the {role} holds {len(bad)} NaN or infinite value(s), the first at index {tuple(bad[0].tolist())}"

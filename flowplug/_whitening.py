@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
-from flowplug._factors import Factorization, Factors
+from flowplug._factors import Factorization, Factors, logabsdet_of
 from flowplug._moments import merge, nonzero, standardise, whitener
 from flowplug._precision import at_least_single, full_precision
 from flowplug._start import FromData
@@ -91,10 +91,7 @@ class Whitening(FromData, Transform):
 
     def _ladj(self, x: Tensor) -> Tensor:
         factors = self._kept_factors()
-        if factors is None:
-            value: Tensor = torch.linalg.slogdet(at_least_single(self.weight.T)).logabsdet
-        else:
-            value = factors.logabsdet
+        value = logabsdet_of(at_least_single(self.weight.T)) if factors is None else factors.logabsdet
         # Hosts add to log-dets in place: every sample gets an entry of its own.
         return value.to(x.dtype).expand(x.shape[:-1]).clone()
 

@@ -132,10 +132,15 @@ def check_host(function: str, transform: object, base: type, otherwise: str) -> 
 
 
 def draws_noise(transform: Transform) -> bool:
-    """Whether a stochastic log-det would be drawn anew by every call: in train mode, and no noise is fixed."""
-    if not transform.training or current_conditions().seed is not None or mapped():
+    """Whether a stochastic log-det would be drawn anew by every call: in train mode, and no noise is fixed.
+
+    In a compiled graph a call is made once, and its numbers are drawn in the graph.
+    """
+    if torch.compiler.is_compiling() or not transform.training or current_conditions().seed is not None or mapped():
         return False
-    residuals = (part for part in transform.modules() if in_backward() and isinstance(part, ResidualTransform))
+    residuals = (part for part in transform.modules() if isinstance(part, ResidualTransform))
+    if not in_backward():
+        return next(residuals, None) is not None
     return not any(part.replay.fixes_noise() for part in residuals)
 
 

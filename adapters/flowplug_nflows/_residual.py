@@ -6,7 +6,7 @@ from typing import cast
 from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow
 from nflows.transforms.base import CompositeTransform
-from torch import nn
+from torch import Tensor, nn
 
 import flowplug as fp
 from flowplug.hosts import require_ints
@@ -69,6 +69,9 @@ class ResidualTransform(NflowsTransform):
 class ResidualFlow(Flow):  # type: ignore[misc]
     """A `flowplug.ResidualStack` on a standard normal, in the manner of nflows' ready-made flows.
 
+    ``sample`` computes no log-dets; in a flow of your own, nflows has them computed and throws them away: sample inside
+    `flowplug.no_logdet`.
+
     Args:
         features: Width of the events.
         hidden_features: Width of the hidden layers.
@@ -126,3 +129,8 @@ class ResidualFlow(Flow):  # type: ignore[misc]
         )
         layers = [NflowsTransform(cast(fp.Transform, part)) for part in stack.transforms]
         super().__init__(CompositeTransform(layers), StandardNormal([features]))
+
+    def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
+        with fp.no_logdet():  # which nflows throws away
+            samples: Tensor = super()._sample(num_samples, context)
+        return samples

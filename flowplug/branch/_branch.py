@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_instance
 from flowplug._errors import ShapeError
-from flowplug._reading import transformed
+from flowplug._reading import functional
 from flowplug.branch._bound import LipschitzBound, lipschitz_bound, outside_autocast
 from flowplug.branch._parts import require_plain
 
@@ -35,6 +35,7 @@ class Branch:
     """
 
     _lipschitz: LipschitzBound | None = None
+    _whole: Branch | None = None
 
     def __init__(self, g: nn.Module, context: Tensor | None) -> None:
         require_instance("Branch", "g", g, nn.Module, "LipschitzMLP(2)")
@@ -67,13 +68,21 @@ class Branch:
         """The branch of the rows in ``index`` only; a subclass that keeps more than g and context selects from that."""
         return Branch.of(self.g, None if self.context is None else self.context[index])
 
+    def piece(self, index: slice) -> Branch:
+        """The branch of some rows, of which the bound is that of the whole."""
+        piece = self.select(index)
+        piece._whole = self
+        return piece
+
     def certify(self) -> LipschitzBound:
         """Measures the bound of ``g`` from the weights of this pass."""
         return lipschitz_bound(self.g)
 
     def lipschitz_bound(self) -> LipschitzBound:
         """The bound of ``g`` from the weights of this pass as a number, measured and read once."""
-        if self._lipschitz is None:
+        if self._lipschitz is None and self._whole is not None:
+            self._lipschitz = self._whole.lipschitz_bound()
+        elif self._lipschitz is None:
             # No graph, whose tensors checkpointing would count: the passes differ in whether they measure.
             with torch.no_grad(), outside_autocast(self.g):
                 measured = self.certify()
@@ -144,7 +153,7 @@ class AutogradLinearization(Linearization):
     def __init__(self, branch: Branch, x: Tensor) -> None:
         self._branch, self._at = branch, x
         self._pull: Callable[..., Any] | None = None
-        if transformed():
+        if functional():
             self.y, self._pull, *_ = torch.func.vjp(lambda at: branch(at).to(x.dtype), x)
             return
         with torch.enable_grad():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Final
 
-import torch
-
 from flowplug._errors import UnboundedBranchWarning
 from flowplug.branch._bound import LipschitzBound, require_contraction
 
@@ -18,18 +16,18 @@ class Watch:
 
     Where no parameters can raise the bound to 1 it is left alone, as its construction vouches for it. Any other is
     measured in passes 1, 2, 4, 8, ..., 128 and every 128th from there on, as reading it makes a GPU wait.
+
+    Attributes:
+        kept: Whether the construction keeps the bound below 1; ``None`` before the first measurement.
     """
 
     def __init__(self) -> None:
-        self._kept: bool | None = None  # below 1, by construction; unknown before the first measurement
+        self.kept: bool | None = None
         self._passes = 0
 
     def due(self) -> bool:
         """Counts a pass in train mode, and says whether to measure the bound in it."""
-        count = self._count
-        if torch.compiler.is_compiling():  # a number that changes with every pass would be compiled anew
-            count = torch.compiler.disable(count)  # type: ignore[no-untyped-call]
-        return not self._kept and count()
+        return not self.kept and self._count()
 
     def require_contraction(self, name: str, lipschitz: LipschitzBound) -> None:
         """Refuses a bound that is not below 1, and warns once of one that training may raise.
@@ -38,10 +36,10 @@ class Watch:
             LipschitzError: The bound is not below 1, or g ends in another norm than it starts from.
         """
         require_contraction(name, lipschitz)
-        if self._kept is not None:
+        if self.kept is not None:
             return
-        self._kept = lipschitz.limit < 1
-        if not self._kept:
+        self.kept = lipschitz.limit < 1
+        if not self.kept:
             warnings.warn(
                 f"nothing keeps the bound of g = {name}, now {lipschitz}, below 1 while it trains. It is measured now "
                 f"and then, at least every {_EVERY} passes in train mode, and training ends with a LipschitzError once "

@@ -92,10 +92,29 @@ class AffineMap(Function):
         return over_matrices(AffineMap, info, in_dims, operands, matrices=2)
 
 
-class TracedAffineMap(AffineMap):
-    """The same for the compiler, which follows no derivatives in forward mode."""
+class _Traced(AffineMap):
+    """The same for the compiler, which knows no derivatives in forward mode, and takes no function for an argument."""
 
     jvp = staticmethod(torch.autograd.Function.jvp)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: Tensor, weight: Tensor, bias: Tensor, logabsdet: Tensor, gradient: DenseGradient
+    ) -> tuple[Tensor, Tensor]:
+        """From ``(B, D)``: ``(B, D)`` and ``(B,)``."""
+        return AffineMap.forward(x, weight, bias, lambda _: logabsdet, gradient)
+
+
+def affine(
+    x: Tensor, weight: Tensor, bias: Tensor, logabsdet: Callable[[Tensor], Tensor], gradient: DenseGradient
+) -> tuple[Tensor, Tensor]:
+    """``(W x + b, log|det W|)``, ``(B, D)`` and ``(B,)``, with the directions of W and b for gradients."""
+    found: tuple[Tensor, Tensor]
+    if torch.compiler.is_compiling():  # which follows classes that it finds by name
+        found = _Traced.apply(x, weight, bias, logabsdet(weight.detach()), gradient)  # type: ignore[no-untyped-call]
+    else:
+        found = AffineMap.run(x, weight, bias, logabsdet, gradient)
+    return found
 
 
 class Solution(Function):

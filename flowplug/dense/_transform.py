@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._errors import ShapeError, SingularMatrixError
-from flowplug._factors import Factorization, Factors
+from flowplug._factors import Factorization, Factors, logabsdet_of
 from flowplug._moments import nonzero, standardise, whitener
 from flowplug._precision import at_least_single, full_precision
 from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
-from flowplug.dense._affine import AffineMap, LogAbsDet, TracedAffineMap, solve
+from flowplug.dense._affine import LogAbsDet, affine, solve
 from flowplug.dense._arguments import elementwise, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._values import DenseValue, ExactValue, Kept
@@ -126,9 +127,7 @@ class DenseTransform(Transform):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        # The compiler follows classes that it finds by name.
-        function = TracedAffineMap.apply if torch.compiler.is_compiling() else AffineMap.run
-        y, ladj = function(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
+        y, ladj = affine(rows, self.weight, self._shift(), self._logabsdet, self.gradient)
         y, ladj = y.reshape(x.shape), ladj.reshape(x.shape[:-1])
         if self.activation is None:
             return y, ladj
@@ -153,17 +152,25 @@ class DenseTransform(Transform):
 
     def _logabsdet(self, weight: Tensor) -> Tensor:
         """log|det W|, a constant; in train mode one that `value` may keep."""
+        if torch.compiler.is_compiling():
+            return self._finite(logabsdet_of(at_least_single(weight)))
         if not self.training:
             return self._finite(self._factorization(weight).logabsdet)
         if self._kept is not None and self._kept.serves(weight) and not self.value.due(self._kept.age):
             self._kept.age += 1
             return self._kept.value
-        value = self._finite(torch.linalg.slogdet(at_least_single(weight)).logabsdet)
+        value = self._finite(logabsdet_of(at_least_single(weight)))
         self._kept = None if self.value.due(1) else Kept(weight, value)
         return value
 
     def _finite(self, logabsdet: Tensor) -> Tensor:
-        if not logabsdet.isfinite():
+        if torch.compiler.is_compiling():
+            message = f"the matrix of a {type(self).__name__} is singular or not finite"
+            torch._assert_async(logabsdet.isfinite(), message)
+        elif self.training and logabsdet.is_cuda:
+            message = f"the matrix of {_name(self)} was singular or not finite in the last pass"
+            self._require_later(logabsdet.isfinite(), message, SingularMatrixError)
+        elif not math.isfinite(logabsdet.item()):
             raise SingularMatrixError(
                 f"the matrix of {_name(self)} is singular or not finite: log|det W| = {float(logabsdet)}"
             )

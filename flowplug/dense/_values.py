@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flowplug._factors import image, without_pattern
+from flowplug._memory import image, without_pattern
 from flowplug.dense._arguments import whole
 
 
@@ -22,7 +22,7 @@ class Kept:
         # What is found in inference mode must serve outside it.
         with torch.inference_mode(mode=False), torch.no_grad():
             self.value, self.age = value.clone(), 1
-            self._weight, self._vector = weight, without_pattern(weight)
+            self._weight, self._vector = weight, without_pattern(len(weight), weight)
             self._image = image(weight, self._vector)
             self._reach = torch.linalg.vector_norm(self._image) / 2
 

@@ -30,7 +30,8 @@ class LogDet(Protocol):
 EXACT_DIM = 4
 EXACT_DIM_CUDA, EXACT_SIZE_CUDA = 64, 2**15
 EXACT_EVAL_DIM = 128
-EVAL_RTOL = 1e-4
+# Made once, as the compiler takes strategies from where it finds them.
+_EXACT, _KRYLOV, _CONVERGED = ExactLogDet(), Krylov(), Krylov(terms=Converged(1e-4))
 
 
 def default_logdet(x: Tensor, *, training: bool) -> LogDet:
@@ -48,8 +49,8 @@ def default_logdet(x: Tensor, *, training: bool) -> LogDet:
     """
     size = math.prod(x.shape[1:])
     if mapped():  # in which nothing may be drawn
-        return ExactLogDet()
+        return _EXACT
     if training:
         few = x.is_cuda and x.dim() == 2 and size <= EXACT_DIM_CUDA and x.numel() <= EXACT_SIZE_CUDA
-        return ExactLogDet() if few or size <= EXACT_DIM else Krylov()
-    return ExactLogDet() if size <= EXACT_EVAL_DIM else Krylov(terms=Converged(EVAL_RTOL))
+        return _EXACT if few or size <= EXACT_DIM else _KRYLOV
+    return _EXACT if size <= EXACT_EVAL_DIM else _CONVERGED

@@ -1,6 +1,7 @@
 """The exact log-det, by the dense Jacobian."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +37,37 @@ class ExactLogDet:
 
 def _logabsdet(matrices: Tensor) -> Tensor:
     """log|det| of ``(B, D, D)``, ``(B,)``."""
+    if torch.compiler.is_compiling():
+        value: Tensor = _Traced.apply(matrices)[0]  # type: ignore[no-untyped-call]
+        return value
     if not transformed():
         found: Tensor = torch.linalg.slogdet(matrices).logabsdet
         return found
     # Forward-mode derivatives of torch's slogdet are wrong to second order, and wherever vmap meets them.
     factors: Tensor = torch.linalg.lu_factor_ex(matrices)[0]
     return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+
+class _Traced(torch.autograd.Function):
+    """The same for compiled graphs, in which the backward pass of torch's slogdet is wrong, and silently so.
+
+    It transposes or not by the layout that the tracer supposes, which the code generated need not keep.
+    """
+
+    @staticmethod
+    def forward(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+        return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1), factors, pivots
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
+        del inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
+        factors, pivots = ctx.saved_tensors
+        eye = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
+        found: Tensor = torch.linalg.lu_solve(factors, pivots, grads[0][:, None, None] * eye, adjoint=True)
+        return found

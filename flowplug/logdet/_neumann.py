@@ -33,6 +33,11 @@ class Neumann(Gradient):
         >>> logdet = PowerSeries(gradient=Neumann())
     """
 
+    @property
+    def apart(self) -> Neumann:
+        """Itself."""
+        return self
+
     def solve(self, problem: Problem) -> list[Solved]:
         """U and the known part of the value, of every probe."""
         series, linear, trace, draws = problem

@@ -3,6 +3,7 @@ r"""Random vectors with :math:`E[v v^T] = I`, for which :math:`E[v^T A v] = \ope
 import abc
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -59,7 +60,7 @@ class Rademacher(Probes):
 
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Entries -1 and 1."""
-        bits = torch.randint(2, (self.samples, *like.shape), generator=generator, device=like.device)
+        bits = torch.randint(2, (self.samples, *like.shape), device=like.device, **_from(generator))
         return bits.to(like.dtype) * 2 - 1
 
     def follow(self, x: Tensor, field: Field, generator: Generator | None) -> Tensor:
@@ -80,7 +81,7 @@ class Gaussian(Probes):
     def draw(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Standard normal entries."""
         shape = (self.samples, *like.shape)
-        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        return torch.randn(shape, dtype=like.dtype, device=like.device, **_from(generator))
 
     def follow(self, x: Tensor, field: Field, generator: Generator | None) -> Tensor:
         r"""Entries :math:`\sqrt 2 \cos \theta`, of less variance than normal ones."""
@@ -109,7 +110,7 @@ class Orthogonal(Probes):
         """Uniformly random orthogonal frames."""
         rows, size = self._sizes(like)
         shape = (rows, size, self.samples)
-        frames = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        frames = torch.randn(shape, dtype=like.dtype, device=like.device, **_from(generator))
         return self._orthogonal(frames, like)
 
     def follow(self, x: Tensor, field: Field, generator: Generator | None) -> Tensor:
@@ -131,6 +132,11 @@ class Orthogonal(Probes):
         basis: Tensor = torch.linalg.qr(at_least_single(frames))[0]
         probes = math.sqrt(basis.shape[1]) * basis.permute(2, 0, 1)
         return probes.reshape(self.samples, *like.shape).to(like.dtype)
+
+
+def _from(generator: Generator | None) -> dict[str, Any]:
+    """The keyword, left out where torch's own is meant: the compiler takes ``None`` for no batch of any size."""
+    return {} if generator is None else {"generator": generator}
 
 
 def _waves(probes: Probes, x: Tensor, field: Field) -> Tensor:

@@ -50,6 +50,11 @@ class Recompute(Gradient):
     def __post_init__(self) -> None:
         require_gradient("Recompute", self.gradient)
 
+    @property
+    def apart(self) -> Gradient | None:
+        """That of ``gradient``: what a compiled graph keeps, the compiler decides."""
+        return self.gradient.apart
+
     def check(self, series: Series) -> None:
         """As ``gradient``."""
         self.gradient.check(series)

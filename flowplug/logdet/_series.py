@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,14 +14,18 @@ from torch import Tensor
 
 from flowplug._arguments import require_part
 from flowplug._derivatives import with_derivative
+from flowplug._errors import CaptureError
 from flowplug._noise import Noise
+from flowplug._operators import number_of
 from flowplug._reading import refuse_vmap
 from flowplug.branch import Branch, Linearization, LipschitzBound
+from flowplug.logdet._apart import go_on_apart, solve_apart
 from flowplug.logdet._control import Control
 from flowplug.logdet._field import Field
 from flowplug.logdet._probes import Probes
 from flowplug.logdet._recurrence import Draw, Recurrence, Solved
-from flowplug.logdet._terms import Terms
+from flowplug.logdet._running import Running
+from flowplug.logdet._terms import Terms, certain_terms
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -75,6 +80,11 @@ class Gradient(abc.ABC):
 
     whole: ClassVar[bool] = False
 
+    @property
+    def apart(self) -> Gradient | None:
+        """What stands for this gradient in a compiled graph: one whose `attach` needs no draws, if there is one."""
+        return None
+
     def check(self, series: Series) -> None:
         """Refuses a series that it cannot differentiate.
 
@@ -99,7 +109,11 @@ class Gradient(abc.ABC):
     def __call__(self, series: Series, branch: Branch, x: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)``."""
         problem = Problem.at(series, branch, x, draws)
-        y, ladj = problem.linear.y, self.attach(problem, self.solve(problem))
+        return self.finish(problem, self.solve(problem))
+
+    def finish(self, problem: Problem, solved: Sequence[Solved]) -> tuple[Tensor, Tensor]:
+        """The same from what `solve` found."""
+        y, ladj = problem.linear.y, self.attach(problem, solved)
         once = not self.whole and torch.is_grad_enabled()
         return y, with_derivative(ladj.detach(), ladj, f"{self}: {_ONCE}", y) if once else ladj
 
@@ -133,6 +147,7 @@ class Series(abc.ABC):
     probes: Probes
     gradient: Gradient
     control: Control | None
+    number: ClassVar[int]
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -142,14 +157,40 @@ class Series(abc.ABC):
         if self.control is not None:
             require_part(name, "control", self.control, "__call__", "a control, such as ExactTrace(), or None")
         self.gradient.check(self)
+        object.__setattr__(self, "number", number_of(self))
+
+    def __reduce__(self) -> tuple[type[Series], tuple[object, ...]]:
+        """Copies and pickles get a number of their own."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self) if field.init)
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the estimate ``(B,)`` in nats."""
-        # Apart, so that what is compiled knows how many terms there are; no decorator, which would import the compiler.
-        draw = self._draw
         if torch.compiler.is_compiling():
-            draw = torch.compiler.disable(draw)  # type: ignore[no-untyped-call]
-        return self.gradient(self, branch, x, draw(branch, x, noise))
+            return self._compiled(branch, x, noise)
+        return self.gradient(self, branch, x, self._draw(branch, x, noise))
+
+    def _compiled(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        gradient = self.gradient.apart
+        if gradient is None or noise.owner is None:
+            # The graph breaks, and knows how many terms there are; no decorator, which would import the compiler.
+            draw = torch.compiler.disable(self._draw)  # type: ignore[no-untyped-call]
+            return self.gradient(self, branch, x, draw(branch, x, noise))
+        problem = Problem.at(self, branch, x, ())
+        certain = None if noise.seed is not None else certain_terms(self.terms, len(x))
+        if certain is None:
+            return gradient.finish(problem, solve_apart(self, branch, x, noise))
+        schedule, group = certain
+        solved, first = [], problem.trace is None
+        for v in self.probes.draw(x, None):
+            permutation = torch.randperm(len(x), device=x.device)
+            begun = self.solve(problem.linear, Draw(v, schedule, permutation), first=first)
+            go_on = partial(go_on_apart, self, branch, x, noise, certain=len(schedule), first=first)
+            solved.append(go_on(begun, permutation[:group]) if group else begun)
+        return gradient.finish(problem, solved)
+
+    def solved(self, branch: Branch, x: Tensor, noise: Noise) -> list[Solved]:
+        """What the gradient finds without a graph, for new probes."""
+        return self.gradient.solve(Problem.at(self, branch, x, self._draw(branch, x, noise)))
 
     def _draw(self, branch: Branch, x: Tensor, noise: Noise) -> list[Draw]:
         """The randomness of every probe."""
@@ -157,8 +198,19 @@ class Series(abc.ABC):
             f"{type(self).__name__}(...) draws random numbers, and rows end their series one by one",
             "pass logdet=ExactLogDet(), or call the transform on the whole batch, of any number of dimensions",
         )
+        if x.is_cuda and torch.cuda.is_current_stream_capturing() and not self._repeats(len(x), noise):
+            raise CaptureError(
+                f"{type(self).__name__}(terms={self.terms}) draws lengths and takes shapes from them, which a CUDA "
+                "graph would repeat for ever: pass logdet=ExactLogDet(), or compile the step by "
+                'torch.compile(mode="reduce-overhead"), which leaves this part out of the graph'
+            )
         draws = self._by_content(branch, x, noise) if noise.by_content else self._by_place(branch, x, noise)
         return [self._checked(draw) for draw in draws]
+
+    def _repeats(self, count: int, noise: Noise) -> bool:
+        """Whether every pass has the same lengths, and takes its numbers from torch's generator of the device."""
+        certain = certain_terms(self.terms, count)
+        return noise.seed is None and certain is not None and not certain.group
 
     def _by_place(self, branch: Branch, x: Tensor, noise: Noise) -> Iterator[Draw]:
         """Numbers for each place in the batch."""
@@ -198,7 +250,7 @@ class Series(abc.ABC):
     @torch.no_grad()
     def solve(self, linear: Linearization, draw: Draw, *, first: bool) -> Solved:
         """Sums the series of one probe, with its first term or without."""
-        v, running = draw.v, _Running(self.start(draw.v), linear, draw.permutation)
+        v, running = draw.v, Running(self.start(draw.v), linear, draw.permutation)
         u, pair, waiting, last = torch.zeros_like(v), v.new_zeros(len(v), 2), v.new_zeros(len(v), 2), 0.0
         for k, (weight, count) in enumerate(draw.schedule, 1):
             running.release(count, self.terms.rtol if k > 1 else 0.0)
@@ -217,39 +269,3 @@ class Series(abc.ABC):
         share = torch.where(waiting[:, 1] == 0, 0.0, waiting[:, 0] / waiting[:, 1])
         # Forward-mode derivatives pass through no_grad: u and what is known are constants in these as well.
         return Solved(v, u.detach(), (value - share * product).detach(), share.detach())
-
-
-class _Running:
-    """The rows of a series that have not stopped.
-
-    Attributes:
-        state: The series on these rows.
-        rows: Where they stand in the batch.
-    """
-
-    state: Recurrence
-    rows: Tensor | slice
-    _permutation: Tensor | None
-
-    def __init__(self, state: Recurrence, linear: Linearization, permutation: Tensor) -> None:
-        self.state, self.rows = state, slice(None)
-        self._linear, self._permutation = linear, permutation
-
-    def release(self, count: int, rtol: float) -> None:
-        """Lets rows stop: all but ``count`` at random or, with an ``rtol``, those whose residual is at most this."""
-        index: Tensor | slice | None = None
-        if count < len(self.state.u):
-            # Once they are in random order, rows leave from the end.
-            index = slice(count) if self._permutation is None else self._permutation[:count]
-            self._permutation = None
-        elif rtol:
-            left = (self.state.residual > rtol).nonzero().squeeze(1)
-            index = left if len(left) < len(self.state.u) else None
-        if index is not None:
-            self.rows = index if isinstance(self.rows, slice) else self.rows[index]
-            self.state.keep(index)
-            self._linear = self._linear.select(index)
-
-    def advance(self) -> Tensor:
-        """The next term; the pair that waited for it."""
-        return self.state.advance(self._linear.vjp(self.state.vector))

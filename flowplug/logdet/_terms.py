@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from flowplug._arguments import require_ints, require_numbers, require_part
 from flowplug._errors import NotConverged
 from flowplug.branch import Branch
-from flowplug.logdet._lengths import Length
+from flowplug.logdet._lengths import Geometric, Length
 
 
 class Terms(Protocol):
@@ -235,3 +235,29 @@ class Roulette:
     def decay(self, bound: float) -> float:
         """That of M."""
         return self.length.decay(bound)
+
+
+class Certain(NamedTuple):
+    """What every schedule of some terms begins with.
+
+    Attributes:
+        schedule: As in `Terms`.
+        group: Number of rows for which chance decides whether they go on from there; 0 if all ends there.
+    """
+
+    schedule: list[tuple[float, int]]
+    group: int
+
+
+def certain_terms(terms: Terms, count: int) -> Certain | None:
+    """What no chance, no branch and no sample decides of a schedule; ``None`` if that is not known."""
+    if isinstance(terms, Truncated):
+        return Certain([(1.0, count)] * terms.n, 0)
+    if isinstance(terms, Roulette) and isinstance(terms.length, Geometric) and count:
+        group, schedule = max(1, min(terms.group, count)), [(1.0, count)] * terms.exact
+        for m in itertools.count(1):
+            left = round(count * terms.length.survival(m))
+            if left < group:
+                return Certain(schedule, group)
+            schedule.append((count / left, left))
+    return None

@@ -111,13 +111,13 @@ class TestNotFinite:
 
 
 class TestPieces:
-    """Without a graph, rows are evaluated chunk_size at a time."""
+    """Without a graph, as many rows are evaluated at a time as have their numbers in chunk_size."""
 
     @pytest.mark.parametrize("width", [0, 2])
     @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), fp.Krylov(terms=fp.Truncated(3))])
     def test_pieces_give_what_the_whole_gives(self, width, logdet, eps):
         g, context = small_mlp(context_features=width), torch.randn(7, 1, width) if width else None
-        whole, pieces = (fp.ResidualTransform(g, logdet=logdet, chunk_size=size) for size in (1000, 4))
+        whole, pieces = (fp.ResidualTransform(g, logdet=logdet, chunk_size=size) for size in (9000, 36))
         x = torch.randn(7, 5, 3)
         with torch.no_grad():
             results = [[*t(x, context), *t.inverse(x, context)] for t in (whole, pieces)]
@@ -128,7 +128,7 @@ class TestPieces:
 
     def test_sizes(self):
         sizes, transform = [], residual()
-        transform.chunk_size = 4
+        transform.chunk_size = 4 * 8  # the hidden layers are wider than the events
         transform.logdet = lambda branch, x, noise: sizes.append(len(x)) or fp.ExactLogDet()(branch, x, noise)
         with torch.no_grad():
             transform(torch.randn(10, 3))
@@ -137,6 +137,27 @@ class TestPieces:
             assert sizes == 2 * [4, 4, 2]
         transform(torch.randn(10, 3))
         assert sizes[-1] == 10
+
+    @pytest.mark.parametrize(
+        ("g", "logdet", "numbers"),
+        [
+            (lambda: small_mlp(), fp.ExactLogDet(), 9),
+            (lambda: small_mlp(), fp.Krylov(), 8),
+            (lambda: fp.LipschitzMLP(20, (4,)), fp.Krylov(), 20),
+            (lambda: fp.LipschitzMLP(20, (4,)), None, 400),
+            (lambda: fp.LipschitzCNN(2, (5,)), fp.Krylov(), 5 * 6 * 7),
+        ],
+    )
+    def test_memory_is_that_of_the_largest_tensor(self, g, logdet, numbers, monkeypatch):
+        sizes, transform = [], fp.ResidualTransform(g(), eval_logdet=logdet, chunk_size=3 * numbers + 1).eval()
+        kept = fp.Branch.piece
+        monkeypatch.setattr(
+            fp.Branch, "piece", lambda branch, index: sizes.append(index.stop - index.start) or kept(branch, index)
+        )
+        shape = (2, 6, 7) if transform.event_dim == 3 else (transform.event_shape[0],)
+        with torch.no_grad():
+            transform(torch.randn(9, *shape))
+        assert sizes == [3, 3, 3]
 
     def test_noise_is_that_of_the_row_and_not_of_the_piece(self):
         transform, x = residual(event=300).eval(), torch.randn(3, 300)

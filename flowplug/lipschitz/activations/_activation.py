@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._functions import Function
-from flowplug._reading import transformed
+from flowplug._reading import functional
 from flowplug.branch import LipschitzBound, lipschitz_bound
 
 
@@ -56,7 +56,7 @@ def linearize(activation: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative at ``x`` of any element-wise module, as `Activation.linearize` has them."""
     if isinstance(activation, Activation):
         return activation.linearize(x)
-    if transformed():
+    if functional():
         found, pull, *_ = torch.func.vjp(lambda at: activation(at.clone()), x)
         return found, pull(torch.ones_like(found))[0]
     keep = torch.is_grad_enabled()

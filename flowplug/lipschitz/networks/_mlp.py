@@ -176,9 +176,14 @@ class Chain(Linearization):
 
     def jacobian(self) -> Tensor:
         """The matrices ``(B, D, D)``."""
-        # (B, D, H): entry (b, d) is the derivative of row b's hidden units with respect to its input d. With the
-        # hidden units last, each step is one product of a (B D, H) matrix with the weight.
-        tangent = self._weights[0].T.expand(len(self.y), -1, -1)
-        for slope, weight in zip(self._slopes, self._weights[1:], strict=True):
+        first, *others = self._weights
+        if not others:
+            return first.expand(len(self.y), -1, -1)
+        # (B, D, H): entry (b, d) is the derivative of row b's hidden units with respect to its input d. The first step
+        # is linear in the slopes, W_2 D_1 W_1 = sum_h d_h (W_2)_h (W_1)_h^T, so that they meet the matrices of the
+        # sum, which all rows share, in one product. With the hidden units last, so is each further step.
+        matrices = first.unsqueeze(2) * others[0].T.unsqueeze(1)
+        tangent = (self._slopes[0] @ matrices.flatten(1)).reshape(len(self.y), *matrices.shape[1:])
+        for slope, weight in zip(self._slopes[1:], others[1:], strict=True):
             tangent = functional.linear(slope.unsqueeze(1) * tangent, weight)
         return tangent.transpose(1, 2)

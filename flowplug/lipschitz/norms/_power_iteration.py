@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import require_ints, require_numbers
+from flowplug._operators import define
 from flowplug._precision import full_precision
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 from flowplug.lipschitz.norms._spectral import select, symbol
@@ -88,26 +89,11 @@ class PowerIteration(OperatorNorm):
             norm = slack * scale * (select(u, top).conj() @ (select(stack, top) @ select(v, top))).real
         return weight * (bound / norm.clamp(min=bound)), u
 
-    @torch.no_grad()
     def _iterate(self, stack: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Singular vectors ``u: (F, out)`` and ``v: (F, in)``, and the frequency of the largest norm."""
-        largest = torch.linalg.vector_norm(stack, dim=-2, keepdim=True).argmax(-1, keepdim=True)
-        u = stack.take_along_dim(largest, dim=-1)
-        if start is not None:
-            u = torch.cat([start.unsqueeze(-1), u], dim=-1)
-        found = stack.new_zeros((), dtype=u.real.dtype)
-        for _ in range(self.max_iterations):
-            v = _unit(stack.mH @ u)
-            product = stack @ v
-            # A weight of zeros leaves the start as it is, for the next step.
-            norms = torch.linalg.vector_norm(product, dim=-2, keepdim=True)
-            u = torch.where(norms > 0, _unit(product), u)
-            last, found = found, norms.amax((0, 1))
-            if not bool(((found - last).abs() > (self.tol / 2) ** 2 * found).any()):
-                break
-        best = norms.argmax(-1, keepdim=True)
-        u, v = (x.take_along_dim(best, dim=-1).squeeze(-1) for x in (u, v))
-        return u, v, norms.amax((1, 2)).argmax()
+        iterate = _iterate_apart if torch.compiler.is_compiling() else _iterate
+        found: tuple[Tensor, Tensor, Tensor] = iterate(stack, start, self.tol, self.max_iterations)
+        return found
 
 
 class WarmPowerIteration(OperatorNorm, nn.Module):
@@ -151,3 +137,39 @@ class WarmPowerIteration(OperatorNorm, nn.Module):
 def _unit(x: Tensor) -> Tensor:
     size: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
     return x / size.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+@torch.no_grad()
+def _iterate(stack: Tensor, start: Tensor | None, tol: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    largest = torch.linalg.vector_norm(stack, dim=-2, keepdim=True).argmax(-1, keepdim=True)
+    u = stack.take_along_dim(largest, dim=-1)
+    if start is not None:
+        u = torch.cat([start.unsqueeze(-1), u], dim=-1)
+    found = stack.new_zeros((), dtype=u.real.dtype)
+    for _ in range(most):
+        v = _unit(stack.mH @ u)
+        product = stack @ v
+        # A weight of zeros leaves the start as it is, for the next step.
+        norms = torch.linalg.vector_norm(product, dim=-2, keepdim=True)
+        u = torch.where(norms > 0, _unit(product), u)
+        last, found = found, norms.amax((0, 1))
+        if not bool(((found - last).abs() > (tol / 2) ** 2 * found).any()):
+            break
+    best = norms.argmax(-1, keepdim=True)
+    u, v = (x.take_along_dim(best, dim=-1).squeeze(-1).contiguous() for x in (u, v))
+    return u, v, norms.amax((1, 2)).argmax()
+
+
+def _like_vectors(stack: Tensor, start: Tensor | None, tol: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    del start, tol, most
+    frequencies, outputs, inputs = stack.shape
+    index = stack.new_empty((), dtype=torch.int64)
+    return stack.new_empty((frequencies, outputs)), stack.new_empty((frequencies, inputs)), index
+
+
+# The number of iterations follows from values, which a graph does not know.
+_iterate_apart = define(
+    "power_iteration",
+    "(Tensor stack, Tensor? start, float tol, int most) -> (Tensor, Tensor, Tensor)",
+    _like_vectors,
+)(_iterate)
