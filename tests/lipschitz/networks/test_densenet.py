@@ -14,7 +14,7 @@ def test_the_weights_of_a_concatenation_have_norm_1(norm, eps):
     g = fp.LipschitzDenseNet(3, (4, 4), norm=norm, activation=nn.Tanh)
     nn.init.normal_(g.raw_mix)
     order = fp.lipschitz_bound(g).domain
-    for mix in g._mixes():
+    for mix in g.mixes():
         assert bool((mix > 0).all())
         assert abs(float(torch.linalg.vector_norm(mix.detach(), order)) - 1) <= 100 * eps
 
@@ -28,7 +28,7 @@ def test_the_weights_are_learned():
 def test_the_certificate_follows_the_weights_in_use():
     """Halving a hidden layer leaves the other part of the concatenation."""
     g = fp.LipschitzDenseNet(3, (4,), norm=fp.SVD(), activation=nn.Tanh, bound=0.9)
-    old, new = g._mixes()[0].tolist()
+    old, new = g.mixes()[0].tolist()
     with torch.no_grad():
         g.layers[0].weight.mul_(0.5)
     norms = [float(torch.linalg.matrix_norm(weight, 2).detach()) for weight in g.bounded_weights()]

@@ -99,7 +99,7 @@ def test_weights_of_half_precision(norm, dtype):
     weight = torch.nn.init.orthogonal_(torch.empty(128, 128, dtype=torch.float32)).to(dtype)
     over, rounding = 128 ** (1 / 258) if norm == fp.Gram() else 1, torch.finfo(dtype).eps
     assert 1 - rounding <= float(norm.measure(weight)) <= over * (1 + rounding)
-    for projected in (norm.project(weight, 0.5), *norm.project_all([weight, weight.T], 0.5)):
+    for projected in (norm.project(weight, 0.5), *norm.project_all([weight, weight.T], [0.5, 0.5])):
         assert projected.dtype == dtype
         assert float(torch.linalg.matrix_norm(projected.float(), 2)) <= 0.5 * (1 + torch.finfo(dtype).eps)
 
@@ -117,7 +117,7 @@ def test_together_as_one_by_one(norm, eps):
     for count in (4, 5):
         weights = [torch.randn(shape, requires_grad=True) for shape in shapes[:count]]
         seeds = [torch.randn_like(weight) for weight in weights]
-        together = norm.project_all(weights, 0.7)
+        together = norm.project_all(weights, [0.7] * count)
         apart = [norm.project(weight, 0.7) for weight in weights]
         for found, expected in zip(together, apart, strict=True):
             torch.testing.assert_close(found, expected, rtol=100 * eps, atol=0)
