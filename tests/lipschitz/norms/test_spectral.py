@@ -113,12 +113,12 @@ def test_layers_on_several_devices():
 
 @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
 def test_together_as_one_by_one(norm, eps):
-    shapes = [(5, 9), (9, 5), (9, 9), (5, 9), (5, 9, 1)]
-    for count in (4, 5):
+    shapes, limits = [(5, 9), (9, 5), (9, 9), (7, 5), (5, 9), (5, 9, 1)], [0.7, 0.7, 0.9, 0.5, 0.7, 0.7]
+    for count, bounds in ((5, limits), (6, limits), (5, [0.7] * 6)):
         weights = [torch.randn(shape, requires_grad=True) for shape in shapes[:count]]
         seeds = [torch.randn_like(weight) for weight in weights]
-        together = norm.project_all(weights, [0.7] * count)
-        apart = [norm.project(weight, 0.7) for weight in weights]
+        together = norm.project_all(weights, bounds[:count])
+        apart = [norm.project(weight, bound) for weight, bound in zip(weights, bounds, strict=False)]
         for found, expected in zip(together, apart, strict=True):
             torch.testing.assert_close(found, expected, rtol=100 * eps, atol=0)
         gradients = (torch.autograd.grad(projected, weights, seeds) for projected in (together, apart))
