@@ -140,7 +140,7 @@ class Linearization(abc.ABC):
 
     @abc.abstractmethod
     def select(self, index: Tensor | slice) -> Linearization:
-        """The linearization at the rows in ``index`` only."""
+        """The linearization at the rows in ``index`` only, each at most once."""
 
     def trace(self) -> Tensor | None:
         """The trace of J, ``(B,)``, where it costs no more than a product; else ``None``."""
@@ -179,5 +179,27 @@ class AutogradLinearization(Linearization):
         )[0]
 
     def select(self, index: Tensor | slice) -> Linearization:
-        """Evaluates ``g`` once more, at the rows in ``index``."""
-        return self._branch.select(index).linearize(self._at[index])
+        """The linearization at the rows in ``index`` only, by the same graph while it is worth its rows."""
+        return self._at_rows(torch.arange(len(self.y), device=self.y.device)[index])
+
+    def _at_rows(self, rows: Tensor) -> Linearization:
+        # Evaluated anew once half of them are left, so that rows may leave one by one at the cost of few evaluations.
+        if 2 * len(rows) > len(self.y):
+            return _Rows(self, rows)
+        return self._branch.select(rows).linearize(self._at[rows])
+
+
+class _Rows(Linearization):
+    """Some rows of a linearization, each at most once, by products of all."""
+
+    def __init__(self, whole: AutogradLinearization, rows: Tensor) -> None:
+        self._whole, self._rows, self.y = whole, rows, whole.y[rows]
+
+    def vjp(self, v: Tensor, *, create_graph: bool = False) -> Tensor:
+        """The products for ``v: (R, *event)``."""
+        scattered = v.new_zeros(self._whole.y.shape).index_copy(0, self._rows, v)
+        return self._whole.vjp(scattered, create_graph=create_graph).index_select(0, self._rows)
+
+    def select(self, index: Tensor | slice) -> Linearization:
+        """The linearization at the rows in ``index`` of these."""
+        return self._whole._at_rows(self._rows[index])

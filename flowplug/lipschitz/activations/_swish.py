@@ -95,8 +95,24 @@ class CLipSwish(OneNumber):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, channels, *spatial)`` to ``(B, 2 channels, *spatial)``."""
-        gate = torch.sigmoid(functional.softplus(self.raw_beta).squeeze(0) * x)
-        return torch.cat([x * gate, x * (gate - 1)], dim=1) / _pair_constant(self.order)
+        return self._value(x, torch.sigmoid(self._scaled(x)))
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The value ``(B, 2 channels)`` at ``x: (B, channels)``, and the slopes of its first half; those of the other.
+
+        The latter differ from them by the number returned.
+        """
+        share, scaled = 1 / _pair_constant(self.order), self._scaled(x)
+        gate = torch.sigmoid(scaled)
+        return self._value(x, gate), share * torch.addcmul(gate, scaled * gate, 1 - gate), -share
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return functional.softplus(self.raw_beta).squeeze(0) * x
+
+    def _value(self, x: Tensor, gate: Tensor) -> Tensor:
+        share = 1 / _pair_constant(self.order)
+        first = x * (share * gate)
+        return torch.cat([first, torch.sub(first, x, alpha=share)], dim=1)
 
     def lipschitz_bound_in(self, order: float) -> LipschitzBound:
         """The exact constant in the p-norm of this order."""

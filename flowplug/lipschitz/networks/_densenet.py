@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,19 @@ from torch.nn import functional
 
 from flowplug._arguments import as_shape, require_ints, require_shape, require_sizes
 from flowplug._errors import LipschitzError
-from flowplug.branch import LipschitzBound, compose_bounds
+from flowplug._precision import in_dtype
+from flowplug.branch import Linearization, LipschitzBound, compose_bounds
 from flowplug.lipschitz.activations import CLipSwish
 from flowplug.lipschitz.layers import Layer, conv_layer, dense_layer
-from flowplug.lipschitz.networks._network import Affine, LipschitzNetwork, check_sizes, make_activation, norms_of
+from flowplug.lipschitz.networks._dense_chain import DenseChain, knows_slopes, with_slopes
+from flowplug.lipschitz.networks._network import (
+    Affine,
+    LipschitzNetwork,
+    NetworkBranch,
+    check_sizes,
+    make_activation,
+    norms_of,
+)
 from flowplug.lipschitz.norms import Gram, NetworkNorm, OperatorNorm
 
 
@@ -102,18 +112,25 @@ class LipschitzDenseNet(LipschitzNetwork):
         self.raw_mix = nn.Parameter(torch.zeros(len(hidden_features), 2))
         self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)
 
+    def branch(self, context: Tensor | None) -> DenseBranch:
+        """The network for one pass, with its concatenations in the weights and products in closed form.
+
+        Raises:
+            ContextError: The context is missing or has the wrong width.
+        """
+        return DenseBranch(self, context, self.bounded_weights(), self.shifts(context))
+
     def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
-        """The concatenations, then the last layer."""
-        for i, (activation, mix) in enumerate(zip(self.activations, self._mixes(), strict=True)):
-            old, new = mix
-            x = torch.cat([old * x, new * activation(affine(i, x))], dim=1)
+        """The features of all layers, then the last one; their weights in concatenations are those of a branch."""
+        for i, activation in enumerate(self.activations):
+            x = torch.cat([x, activation(affine(i, x))], dim=1)
         return affine(len(self.activations), x)
 
     def certify(self, weights: Sequence[Tensor]) -> LipschitzBound:
         """The bound of the network: each concatenation has the p-norm of the bounds of its two parts."""
         name, bounds = type(self).__name__, []
         *hidden, last = [layer.certify(weight) for layer, weight in zip(self._limited(), weights, strict=True)]
-        for layer, activation, (old, new) in zip(hidden, self.activations, self._mixes(), strict=True):
+        for layer, activation, (old, new) in zip(hidden, self.activations, self.mixes(), strict=True):
             part = compose_bounds(name, layer, activation)
             if part.domain is None or part.codomain is not None:
                 raise LipschitzError(
@@ -124,15 +141,60 @@ class LipschitzDenseNet(LipschitzNetwork):
             bounds.append(LipschitzBound(value, part.domain))
         return compose_bounds(name, *bounds, last)
 
-    def _mixes(self) -> list[Tensor]:
-        """The weights ``(eta, theta)`` of each concatenation, of norm 1."""
+    def mixes(self) -> Tensor:
+        """The weights ``(eta, theta)`` of each concatenation, ``(layers, 2)``, of norm 1."""
         mixes = functional.softplus(self.raw_mix)
-        return [mix / _norm(mix, layer.norm.orders()[1]) for layer, mix in zip(self._limited(), mixes, strict=False)]
+        # The certificate asks for one norm for all.
+        size = _norm(mixes, self._limited()[0].norm.orders()[1])
+        return mixes / size.unsqueeze(-1)
 
 
 def _norm(pair: Tensor, order: float | Tensor) -> Tensor:
-    """The norm of a pair of non-negative numbers, differentiable in both and in the order."""
-    largest = pair.amax()
+    """The norms of pairs ``(..., 2)`` of non-negative numbers, differentiable in both and in the order."""
+    largest = pair.amax(-1)
     if isinstance(order, float) and math.isinf(order):
         return largest
-    return largest * (pair / largest).pow(order).sum().pow(1 / order)
+    return largest * (pair / largest.unsqueeze(-1)).pow(order).sum(-1).pow(1 / order)
+
+
+class DenseBranch(NetworkBranch):
+    """A `LipschitzDenseNet` for one pass: the weights of its concatenations are folded into those of the layers."""
+
+    _network: LipschitzDenseNet
+
+    def __init__(
+        self, g: LipschitzDenseNet, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]
+    ) -> None:
+        super().__init__(g, context, weights, shifts)
+        first, *behind = weights
+        self._folded, shares = [first], first.new_ones(first.shape[1])
+        for weight, (old, new) in zip(behind, g.mixes().unbind(), strict=True):
+            added = new.expand(weight.shape[1] - len(shares))
+            shares = torch.cat([old * shares, added])
+            self._folded.append(weight * shares.reshape(-1, *[1] * (weight.dim() - 2)))
+
+    def _affine(self, i: int, hidden: Tensor) -> Tensor:
+        layer = cast(Layer, self._network.layers[i])
+        return layer.affine(hidden, self._folded[i], self._shifts[i])
+
+    def linearize(self, x: Tensor) -> Linearization:
+        """Products as explicit chains, where activations know their slopes: no graph to walk."""
+        chain = self._chain(x)
+        return super().linearize(x) if chain is None else chain
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and Jacobian in one chain of batched matrix products, where activations know their slopes."""
+        chain = self._chain(x)
+        return super().jacobian(x) if chain is None else (chain.y, chain.jacobian())
+
+    def _chain(self, x: Tensor) -> DenseChain | None:
+        activations = list(self._network.activations)
+        if None in self._network.event_shape or not all(map(knows_slopes, activations)):
+            return None
+        features, slopes = x.flatten(1), []
+        for i, activation in enumerate(activations):
+            value, slope = with_slopes(activation, self._affine(i, features))
+            features = torch.cat([features, value], dim=1)
+            slopes.append(slope)
+        y = self._affine(-1, features).reshape(x.shape)
+        return DenseChain(in_dtype(y, x.dtype), self._folded, slopes)

@@ -125,7 +125,7 @@ class LipschitzNetwork(BranchModule):
             return self._whole.project(weights, list(self.activations), self.bound)
         layers = self._limited()
         if all(_bounded_alike(layer, layers[0]) for layer in layers):
-            return layers[0].norm.project_all(weights, layers[0].bound)
+            return layers[0].norm.project_all(weights, [layer.bound for layer in layers])
         return [layer.bounded_weight() for layer in layers]
 
     def shifts(self, context: Tensor | None) -> list[Tensor]:
@@ -159,7 +159,6 @@ def _bounded_alike(layer: LipschitzLayer, other: LipschitzLayer) -> bool:
     return (
         type(layer).bounded_weight is LipschitzLayer.bounded_weight
         and layer.norm is other.norm
-        and layer.bound == other.bound
         and layer.weight.device == other.weight.device
         and layer.weight.dtype == other.weight.dtype
     )

@@ -1,5 +1,7 @@
 """The spectral norm from above, by matrix products."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +22,8 @@ class Gram(SpectralNorm):
     certificate at every step, and the Schatten norm of order :math:`s = 2^{t+1} + 2`. It exceeds the norm by a factor
     of at most ``min(shape) ** (1 / s)``: 1.9 % for 128 x 128 at the default. Its gradient, :math:`W G_t^2` up to a
     factor, takes one product more. A convolution is measured at every frequency of a grid, on the smaller of its two
-    sides, and differentiated at the one where it is largest. Layers of a network with one shape, up to transposition,
-    are measured together.
+    sides, and differentiated at the one where it is largest. Layers of a network whose smaller sides agree are
+    measured together.
 
     On trained layers the certificate is within 1 % of the norm (docs/benchmarks.md, "Certificates of dense layers"),
     and the share of a training step grows with the width (docs/benchmarks.md, "Cost of bounded dense layers").
@@ -49,14 +51,31 @@ class Gram(SpectralNorm):
 
     def norms(self, stack: Tensor) -> tuple[Tensor, Tensor]:
         """The bounds, and W G_t^2 up to a factor, which follows from Euler's theorem: <gradient, W> is the bound."""
-        stack, _, power, scale, factor = self._powers(stack)
-        product = power @ stack if is_wide(stack) else stack @ power
-        size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True)
-        # Without powers of 0, whose derivatives are infinite; NaN stays.
-        safe = torch.where(size == 0, 1, size)
-        relative = torch.where(size == 0, 0, factor / scale * safe ** (2 / self._schatten))
-        gradient = relative / safe / safe * (power @ product if is_wide(stack) else product @ power)
-        return (scale * relative)[..., 0, 0], gradient
+        return self.norms_of([stack])[0]
+
+    def norms_of(self, stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Together for those whose Gram matrices are of one size, however long the other side."""
+        parts, alike = [_scaled(stack) for stack in stacks], defaultdict(list)
+        for *_, gram in parts:
+            alike[gram.shape[-1]].append(gram)
+        bounds = {side: iter(self._bounds(grams)) for side, grams in alike.items()}
+        found = []
+        for scale, stack, gram in parts:
+            relative, factor = next(bounds[gram.shape[-1]])
+            gradient = factor @ stack if is_wide(stack) else stack @ factor
+            found.append(((scale * relative)[..., 0, 0], gradient))
+        return found
+
+    def _bounds(self, grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """For matrices with these :math:`G_1` the bounds, and what makes gradients of them."""
+        flat = [gram.reshape(-1, *gram.shape[-2:]) for gram in grams]
+        relative, trace, square = self._relative(grams[0] if len(grams) == 1 else torch.cat(flat))
+        factor = relative / trace * square
+        if len(grams) == 1:
+            return [(relative, factor)]
+        counts = list(map(len, flat))
+        parts = zip(grams, relative.split_with_sizes(counts), factor.split_with_sizes(counts), strict=True)
+        return [(bound.reshape(*gram.shape[:-2], 1, 1), part.reshape(gram.shape)) for gram, bound, part in parts]
 
     def differentiable(self, matrix: Tensor, gradient: Tensor) -> Tensor:
         """Found again, in products that autograd knows."""
@@ -66,26 +85,36 @@ class Gram(SpectralNorm):
 
     def largest(self, stack: Tensor) -> Tensor:
         """As `norms`, but with no product larger than the smaller side."""
-        _, gram, power, _, factor = self._powers(stack)
-        trace = (power.conj() * (power @ gram)).real.sum((-2, -1))
-        return (factor[..., 0, 0] * trace ** (1 / self._schatten)).argmax()
+        scale, _, gram = _scaled(stack)
+        return (scale * self._relative(gram)[0])[..., 0, 0].argmax()
 
     @property
     def _schatten(self) -> int:
         order: int = 2 ** (self.iterations + 1) + 2
         return order
 
-    def _powers(self, stack: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """W, G_1 and G_t, each up to a factor; that of W, and what the bound takes for all of them."""
-        tiny = torch.finfo(stack.dtype).tiny
-        # The bound does not depend on this scale, nor on those below; they keep powers from over- and underflow.
-        scale = factor = stack.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
-        stack = stack / scale
-        gram = power = smaller_gram(stack)
+    def _relative(self, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The bound, of a matrix that has this :math:`G_1`; up to factors the trace of :math:`G_1 G_t^2`; the latter.
+
+        The trace is 1 where the bound is 0.
+        """
+        power, factor, tiny = gram, 1.0, torch.finfo(gram.dtype).tiny
         for k in range(1, self.iterations):
             power = power @ power
-            # At Frobenius norm 1 a matrix of any size in use can be squared three times in a row.
+            # At Frobenius norm 1 a matrix of any size in use can be squared three times in a row. The bound does not
+            # depend on this scale.
             if k % 3 == 1:
                 size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
                 power, factor = power / size, factor * size ** (2 ** (self.iterations - k) / self._schatten)
-        return stack, gram, power, scale, factor
+        square = power @ power
+        trace = (square.conj() * gram).real.sum((-2, -1), keepdim=True)
+        # Without powers of 0, whose derivatives are infinite; NaN stays.
+        safe = torch.where(trace == 0, 1, trace)
+        return torch.where(trace == 0, 0, factor * safe ** (1 / self._schatten)), safe, square
+
+
+def _scaled(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A scale that keeps powers from over- and underflow, on which the bound does not depend; W and G_1 at that."""
+    scale = stack.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(stack.dtype).tiny)
+    stack = stack / scale
+    return scale, stack, smaller_gram(stack)

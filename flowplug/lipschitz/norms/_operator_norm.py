@@ -40,9 +40,9 @@ class OperatorNorm(abc.ABC):
         """A weight of norm at most ``bound``, by its scale; the identity where the weight already fits."""
         return weight * (bound / self.measure(weight).clamp(min=bound))
 
-    def project_all(self, weights: Sequence[Tensor], bound: float) -> list[Tensor]:
-        """The same for several weights, where it pays together."""
-        return [self.project(weight, bound) for weight in weights]
+    def project_all(self, weights: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
+        """The same for several weights, each with its bound, where it pays together."""
+        return [self.project(weight, bound) for weight, bound in zip(weights, bounds, strict=True)]
 
     def certify(self, weight: Tensor) -> LipschitzBound:
         """The bound of a layer with this weight in use."""

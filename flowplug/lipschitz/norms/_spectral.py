@@ -128,27 +128,44 @@ class SpectralNorm(OperatorNorm):
             top = self.largest(stack)
         return slack * self._measure_all([select(stack, top)])[0]
 
-    def project_all(self, weights: Sequence[Tensor], bound: float) -> list[Tensor]:
-        """As one by one, with matrices of one shape, up to transposition, measured together."""
+    def project_all(self, weights: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
+        """As one by one, with matrices measured together."""
         replaced = (type(self).measure, type(self).project) != (SpectralNorm.measure, OperatorNorm.project)
         if replaced or any(weight.dim() > 2 for weight in weights):
-            return super().project_all(weights, bound)
-        shares = bound / self._measure_all(list(map(at_least_single, weights))).clamp(min=bound)
+            return super().project_all(weights, bounds)
+        found = self._measure_all(list(map(at_least_single, weights)))
+        if len(set(bounds)) == 1:
+            shares = bounds[0] / found.clamp(min=bounds[0])
+        else:
+            # Made on the device, which a list of numbers would have to be copied to.
+            limits = torch.stack([found.new_full((), bound) for bound in bounds])
+            shares = limits / found.maximum(limits)
         return [weight * share for weight, share in zip(weights, shares.unbind(), strict=True)]
 
+    def norms_of(self, stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """`norms` of each of several stacks, together where it pays."""
+        return [self.norms(stack) for stack in stacks]
+
     def _measure_all(self, matrices: Sequence[Tensor]) -> Tensor:
+        """The norms of all, those of one shape, up to transposition, in a stack."""
         alike = defaultdict(list)
         for i, matrix in enumerate(matrices):
             alike[tuple(sorted(matrix.shape))].append(i)
         values, gradients = list(matrices), list(matrices)
         with torch.no_grad(), full_precision(matrices[0]):
-            for group in alike.values():
+            groups = list(alike.values())
+            stacks = [
+                torch.stack([matrices[i].mT if is_wide(matrices[i]) else matrices[i] for i in group])
+                if len(group) > 1
+                else matrices[group[0]]
+                for group in groups
+            ]
+            for group, (value, gradient) in zip(groups, self.norms_of(stacks), strict=True):
                 if len(group) == 1:
-                    values[group[0]], gradients[group[0]] = self.norms(matrices[group[0]])
+                    values[group[0]], gradients[group[0]] = value, gradient
                     continue
-                stack = torch.stack([matrices[i].mT if is_wide(matrices[i]) else matrices[i] for i in group])
-                for i, value, gradient in zip(group, *self.norms(stack), strict=True):
-                    values[i], gradients[i] = value, gradient.mT if is_wide(matrices[i]) else gradient
+                for i, part, slope in zip(group, value, gradient, strict=True):
+                    values[i], gradients[i] = part, slope.mT if is_wide(matrices[i]) else slope
         pairs = chain.from_iterable(zip(matrices, gradients, strict=True))
         # The compiler follows classes that it finds by name, and no derivatives in forward mode.
         function = _Traced.apply if torch.compiler.is_compiling() else _WithGradient.run

@@ -99,7 +99,7 @@ def test_weights_of_half_precision(norm, dtype):
     weight = torch.nn.init.orthogonal_(torch.empty(128, 128, dtype=torch.float32)).to(dtype)
     over, rounding = 128 ** (1 / 258) if norm == fp.Gram() else 1, torch.finfo(dtype).eps
     assert 1 - rounding <= float(norm.measure(weight)) <= over * (1 + rounding)
-    for projected in (norm.project(weight, 0.5), *norm.project_all([weight, weight.T], 0.5)):
+    for projected in (norm.project(weight, 0.5), *norm.project_all([weight, weight.T], [0.5, 0.5])):
         assert projected.dtype == dtype
         assert float(torch.linalg.matrix_norm(projected.float(), 2)) <= 0.5 * (1 + torch.finfo(dtype).eps)
 
@@ -113,12 +113,12 @@ def test_layers_on_several_devices():
 
 @pytest.mark.parametrize("norm", [fp.Gram(), fp.SVD()], ids=str)
 def test_together_as_one_by_one(norm, eps):
-    shapes = [(5, 9), (9, 5), (9, 9), (5, 9), (5, 9, 1)]
-    for count in (4, 5):
+    shapes, limits = [(5, 9), (9, 5), (9, 9), (7, 5), (5, 9), (5, 9, 1)], [0.7, 0.7, 0.9, 0.5, 0.7, 0.7]
+    for count, bounds in ((5, limits), (6, limits), (5, [0.7] * 6)):
         weights = [torch.randn(shape, requires_grad=True) for shape in shapes[:count]]
         seeds = [torch.randn_like(weight) for weight in weights]
-        together = norm.project_all(weights, 0.7)
-        apart = [norm.project(weight, 0.7) for weight in weights]
+        together = norm.project_all(weights, bounds[:count])
+        apart = [norm.project(weight, bound) for weight, bound in zip(weights, bounds, strict=False)]
         for found, expected in zip(together, apart, strict=True):
             torch.testing.assert_close(found, expected, rtol=100 * eps, atol=0)
         gradients = (torch.autograd.grad(projected, weights, seeds) for projected in (together, apart))
