@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from flowplug._arguments import given, require_instance, require_ints
+from flowplug._arguments import require_instance, require_ints
 
 
 class Conditions(NamedTuple):
@@ -41,7 +41,7 @@ class Noise:
         seed: An integer scalar tensor, read only by an estimator that asks for a generator; ``None``: torch's own.
         mix: What the seed is mixed with: an integer, or one with a tuple of others.
         by_content: Whether a row's numbers are to follow from what it holds, or from its place in the batch.
-        owner: The number, as `flowplug._operators` has it, of the transform that asks, for compiled graphs.
+        number: That of the transform that asks, as `flowplug._operators` has it, for compiled graphs.
 
     Example:
         >>> noise = Noise(torch.tensor(7))
@@ -55,13 +55,11 @@ class Noise:
         *,
         mix: int | tuple[int, tuple[int, ...]] = 0,
         by_content: bool = False,
-        owner: int | None = None,
+        number: int | None = None,
     ) -> None:
         if seed is not None:
             require_instance("Noise", "seed", seed, Tensor, "torch.tensor(7)")
-        if not torch.compiler.is_compiling():
-            require_ints("Noise", **given(owner=owner))
-        self.seed, self.mix, self.by_content, self.owner = seed, mix, by_content, owner
+        self.seed, self.mix, self.by_content, self.number = seed, mix, by_content, number
         self._generators: dict[torch.device, Generator] = {}
 
     def generator(self, device: torch.device | str) -> Generator | None:

@@ -61,7 +61,7 @@ class ResidualTransform(Transform):
         g: The residual branch; keeps the shape of x. Its `lipschitz_bound` must be known and below 1. A branch with an
             attribute ``context_features`` > 0 is called as ``g(x, context)``.
         logdet: `ExactLogDet`, `PowerSeries`, ... for train mode. ``None``: chosen by the dimension of the events and
-            the device, exact where that costs no more than an estimate: on CPUs to 4 dimensions, on GPUs to 64 in
+            the device, exact where that costs no more than an estimate: on CPUs to 8 dimensions, on GPUs to 64 in
             batches of at most 32,768 numbers, for which it takes more memory.
         eval_logdet: The same for eval mode. ``None``: exact while affordable, else `Krylov` with `Converged` terms.
         solver: Solves for the inverse.
@@ -218,10 +218,10 @@ class ResidualTransform(Transform):
     def _noise(self) -> Noise:
         seed = current_conditions().seed
         if seed is not None:
-            return Noise(self.noise_seed, mix=(seed, self._lineage), owner=self._number)
+            return Noise(self.noise_seed, mix=(seed, self._lineage), number=self._number)
         if self.training:
-            return Noise(owner=self._number)
-        return Noise(self.noise_seed, by_content=True, owner=self._number)
+            return Noise(number=self._number)
+        return Noise(self.noise_seed, by_content=True, number=self._number)
 
     def _evaluate(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the log-det ``(B,)``."""

@@ -20,7 +20,7 @@ def solve_apart(series: Any, branch: Branch, x: Tensor, noise: Noise) -> list[So
     mix = [] if isinstance(noise.mix, int) else [noise.mix[0], *noise.mix[1]]
     values, samples = values_of(branch.g), series.probes.samples
     context = None if branch.context is None else branch.context.detach()
-    parts = _solve(x.detach(), context, noise.seed, values, noise.owner, series.number, samples, noise.by_content, mix)
+    parts = _solve(x.detach(), context, noise.seed, values, noise.number, series.number, samples, noise.by_content, mix)
     return [Solved(*(part[i] for part in parts)) for i in range(samples)]
 
 
@@ -38,7 +38,7 @@ def go_on_apart(
     """A series after its certain terms, with what chance adds for the rows of a group, by an operator."""
     context = None if branch.context is None else branch.context[group].detach()
     rows, values = [part[group] for part in begun], values_of(branch.g)
-    found = _go_on(x.detach()[group], context, *rows, values, noise.owner, series.number, len(x), certain, first)
+    found = _go_on(x.detach()[group], context, *rows, values, noise.number, series.number, len(x), certain, first)
     changed = [old.index_copy(0, group, new) for old, new in zip(begun[1:], found, strict=True)]
     return Solved(begun.v, *changed)
 

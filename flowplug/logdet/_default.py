@@ -27,7 +27,7 @@ class LogDet(Protocol):
         """``g(x): (B, *event)`` and the log-det ``(B,)`` in nats, at ``x: (B, *event)``."""
 
 
-EXACT_DIM = 4
+EXACT_DIM = 8
 EXACT_DIM_CUDA, EXACT_SIZE_CUDA = 64, 2**15
 EXACT_EVAL_DIM = 128
 # Made once, as the compiler takes strategies from where it finds them.

@@ -171,7 +171,7 @@ class Series(abc.ABC):
 
     def _compiled(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         gradient = self.gradient.apart
-        if gradient is None or noise.owner is None:
+        if gradient is None or noise.number is None:
             # The graph breaks, and knows how many terms there are; no decorator, which would import the compiler.
             draw = torch.compiler.disable(self._draw)  # type: ignore[no-untyped-call]
             return self.gradient(self, branch, x, draw(branch, x, noise))

@@ -160,7 +160,7 @@ ELSEWHERE = {
 # Whose own words are torch's, and what the caller knows them from.
 OF_TORCH = {"device", "cache_size"}
 # Given by flowplug itself, in every pass.
-INNER = {"mix", "by_content"}
+INNER = {"mix", "by_content", "number"}
 OF_DENSE = {"activation", "bias", "gradient", "value", "init"}
 
 

@@ -11,7 +11,8 @@ from flowplug._arguments import require_instance, require_ints, require_sizes
 from flowplug._errors import ShapeError
 from flowplug.lipschitz.activations import Sine
 from flowplug.lipschitz.layers import conv_layer
-from flowplug.lipschitz.networks._network import LipschitzNetwork, check_sizes, make_activation, norms_of
+from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
+from flowplug.lipschitz.networks._network import LipschitzNetwork
 from flowplug.lipschitz.norms import Gram, NetworkNorm, OperatorNorm
 
 

@@ -16,15 +16,9 @@ from flowplug._precision import in_dtype
 from flowplug.branch import Linearization, LipschitzBound, compose_bounds
 from flowplug.lipschitz.activations import CLipSwish
 from flowplug.lipschitz.layers import Layer, conv_layer, dense_layer
+from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
 from flowplug.lipschitz.networks._dense_chain import DenseChain, knows_slopes, with_slopes
-from flowplug.lipschitz.networks._network import (
-    Affine,
-    LipschitzNetwork,
-    NetworkBranch,
-    check_sizes,
-    make_activation,
-    norms_of,
-)
+from flowplug.lipschitz.networks._network import Affine, LipschitzNetwork, NetworkBranch
 from flowplug.lipschitz.norms import Gram, NetworkNorm, OperatorNorm
 
 
@@ -129,7 +123,7 @@ class LipschitzDenseNet(LipschitzNetwork):
     def certify(self, weights: Sequence[Tensor]) -> LipschitzBound:
         """The bound of the network: each concatenation has the p-norm of the bounds of its two parts."""
         name, bounds = type(self).__name__, []
-        *hidden, last = [layer.certify(weight) for layer, weight in zip(self._limited(), weights, strict=True)]
+        *hidden, last = self.layer_bounds(weights)
         for layer, activation, (old, new) in zip(hidden, self.activations, self.mixes(), strict=True):
             part = compose_bounds(name, layer, activation)
             if part.domain is None or part.codomain is not None:

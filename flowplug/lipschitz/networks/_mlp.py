@@ -13,7 +13,8 @@ from flowplug._arguments import as_shape, require_shape, require_sizes
 from flowplug.branch import Linearization, lipschitz_bound
 from flowplug.lipschitz.activations import Activation, SineHuber, linearize
 from flowplug.lipschitz.layers import dense_layer
-from flowplug.lipschitz.networks._network import LipschitzNetwork, NetworkBranch, check_sizes, make_activation, norms_of
+from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
+from flowplug.lipschitz.networks._network import LipschitzNetwork, NetworkBranch
 from flowplug.lipschitz.norms import NetworkNorm, OperatorNorm, PathNorm
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from dataclasses import is_dataclass
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from flowplug._arguments import require_bools, require_ints, require_numbers, require_positive
-from flowplug._errors import ContextError, LipschitzError, ShapeError
-from flowplug._precision import autocast_enabled, full_precision
+from flowplug._errors import ContextError, ShapeError
+from flowplug._memory import Memory
+from flowplug._precision import full_precision
+from flowplug._reading import transformed
 from flowplug.branch import (
     Branch,
     BranchModule,
     LipschitzBound,
-    bound_in,
     compose_bounds,
     lipschitz_bound,
     on_meta,
@@ -28,6 +30,7 @@ from flowplug.lipschitz.layers import Layer, LipschitzLayer
 from flowplug.lipschitz.norms import NetworkNorm, OperatorNorm
 
 Affine = Callable[[int, Tensor], Tensor]
+Result = TypeVar("Result")
 
 
 class LipschitzNetwork(BranchModule):
@@ -64,6 +67,8 @@ class LipschitzNetwork(BranchModule):
         self.layers, self.activations = nn.ModuleList(layers), nn.ModuleList(activations)
         self.context_features, self.bound = context_features, bound
         self._whole = norm if isinstance(norm, NetworkNorm) else None
+        self._bounded: Memory[list[Tensor]] = Memory()
+        self._measured: Memory[list[LipschitzBound]] = Memory()
         widths = [layer.width for layer in layers]
         embedding = nn.Linear(context_features, sum(widths), bias=False) if context_features else None
         self.embedding = embedding
@@ -87,7 +92,7 @@ class LipschitzNetwork(BranchModule):
         """The Lipschitz bound of the network with these weights in use."""
         if self._whole is not None:
             return self._whole.certify(weights, list(self.activations))
-        bounds = [layer.certify(weight) for layer, weight in zip(self._limited(), weights, strict=True)]
+        bounds = self.layer_bounds(weights)
         behind = [part for pair in zip(self.activations, bounds[1:], strict=True) for part in pair]
         return compose_bounds(type(self).__name__, bounds[0], *behind)
 
@@ -115,14 +120,33 @@ class LipschitzNetwork(BranchModule):
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
         weights = [layer.weight for layer in self._layers()]
-        if not autocast_enabled(weights[0]):  # a context would break compiled graphs
-            return self._project(weights)
         with full_precision(weights[0]):
-            return self._project(weights)
+            if self._whole is not None:
+                return self._whole.project(weights, list(self.activations), self.bound)
+            kept = self._remembered(self._bounded, partial(self._project, weights))
+        # Copies of what is remembered, which a caller may write on.
+        return kept if torch.is_grad_enabled() else [weight.clone() for weight in kept]
+
+    def layer_bounds(self, weights: Sequence[Tensor]) -> list[LipschitzBound]:
+        """The bounds of the layers with these weights in use."""
+
+        def measure() -> list[LipschitzBound]:
+            return [layer.certify(weight) for layer, weight in zip(self._limited(), weights, strict=True)]
+
+        return self._remembered(self._measured, measure, *weights)
+
+    def _remembered(
+        self, memory: Memory[list[Result]], compute: Callable[[], list[Result]], *more: Tensor
+    ) -> list[Result]:
+        """What follows from the layers, found again once they have changed, where no graph is wanted."""
+        layers = self._limited()
+        plain = torch.compiler.is_compiling() or not all(map(_is_pure, layers))
+        if plain or torch.is_grad_enabled() or transformed():
+            return compute()
+        state = [*more, *self.layers.parameters(), *self.layers.buffers()]
+        return list(memory(state, [(layer.bound, layer.norm) for layer in layers], compute))
 
     def _project(self, weights: list[Tensor]) -> list[Tensor]:
-        if self._whole is not None:
-            return self._whole.project(weights, list(self.activations), self.bound)
         layers = self._limited()
         if all(_bounded_alike(layer, layers[0]) for layer in layers):
             return layers[0].norm.project_all(weights, [layer.bound for layer in layers])
@@ -164,6 +188,13 @@ def _bounded_alike(layer: LipschitzLayer, other: LipschitzLayer) -> bool:
     )
 
 
+def _is_pure(layer: LipschitzLayer) -> bool:
+    """Whether what the layer makes of its weight follows from its parameters, buffers, bound and norm."""
+    norm = layer.norm
+    frozen = is_dataclass(norm) and type(norm).__dataclass_params__.frozen
+    return type(layer).bounded_weight is LipschitzLayer.bounded_weight and (frozen or isinstance(norm, nn.Module))
+
+
 @rule_for(LipschitzNetwork)
 def _(module: LipschitzNetwork) -> LipschitzBound:
     return module.certify(module.bounded_weights())._replace(limit=module.bound)
@@ -196,77 +227,3 @@ class NetworkBranch(Branch):
     def certify(self) -> LipschitzBound:
         """Measures the bound of the network from the weights of this pass."""
         return self._network.certify(self._weights)._replace(limit=self._network.bound)
-
-
-def check_sizes(
-    name: str, bound: float, context_features: int, *, zero_last: bool, **sizes: int | Sequence[int]
-) -> None:
-    """Refuses what no network can be made of.
-
-    Raises:
-        TypeError: An argument is of another kind.
-        LipschitzError: ``bound`` is not in (0, 1).
-        ShapeError: A size is not positive, or ``context_features`` negative.
-    """
-    require_bools(name, zero_last=zero_last)
-    require_ints(name, context_features=context_features)
-    if context_features < 0:
-        raise ShapeError(f"{name}(context_features=...) must not be negative; got {context_features}")
-    require_numbers(name, bound=bound)
-    if not 0 < bound < 1:
-        raise LipschitzError(f"{name}(bound=...) must be in (0, 1), else x + g(x) may not invert; got {bound}")
-    require_positive(name, **sizes)
-
-
-def norms_of(
-    name: str, norm: OperatorNorm | NetworkNorm | Sequence[OperatorNorm], count: int
-) -> Sequence[OperatorNorm | NetworkNorm]:
-    """What bounds each layer: a norm of its own, or that of the network.
-
-    Raises:
-        LipschitzError: Another number of norms is given than there are layers, or something else.
-    """
-    if isinstance(norm, OperatorNorm):
-        return norm.chain(count)
-    if isinstance(norm, NetworkNorm):
-        return [norm] * count
-    if not (isinstance(norm, Sequence) and all(isinstance(inner, OperatorNorm) for inner in norm)):
-        raise LipschitzError(
-            f"{name}(norm=...) must be a norm of layers (Gram(), InfNorm(), ...), a list of them, or one of the whole "
-            f"network (PathNorm()); got {norm}"
-        )
-    if len(norm) != count:
-        raise LipschitzError(f"{name} has {count} layers and needs one norm for all, or as many; got {len(norm)}")
-    return norm
-
-
-def make_activation(
-    make: Callable[[], nn.Module], norm: OperatorNorm | NetworkNorm, width: int, *, spatial: int
-) -> tuple[nn.Module, int]:
-    """An activation behind a layer of this norm and width, and the width it returns.
-
-    Raises:
-        TypeError: ``make`` is a module, or cannot be called.
-        LipschitzError: Its bound is unknown, above 1, or that of an element-wise module, which it is not.
-    """
-    if isinstance(make, nn.Module) or not callable(make):
-        raise TypeError(f"activation=... must make a module, such as SineHuber or lambda: Swish(1.0); got {make!r}")
-    try:
-        module = make()
-    except TypeError as error:
-        raise TypeError(f"activation=... is called without arguments: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"activation=... must make a module, such as SineHuber or lambda: Swish(1.0); made {module!r}")
-    with torch.no_grad():
-        made = int(module(torch.zeros(1, width, *[1] * spatial)).shape[1])
-    if on_meta(module):
-        return module, made
-    bound = bound_in(module, norm.lowest() if isinstance(norm, OperatorNorm) else norm.order)
-    if not float(bound) <= 1:
-        raise LipschitzError(f"{type(module).__name__} has the bound {bound}, above 1")
-    if bound.elementwise and made != width:
-        raise LipschitzError(
-            f"{type(module).__name__} is declared element-wise, and makes {made} channels of {width}: register its "
-            "bound without elementwise=True"
-        )
-    return module, made
