@@ -50,7 +50,7 @@ class VmapError(FlowplugError, RuntimeError):
 
 
 class CaptureError(FlowplugError, RuntimeError):
-    """A CUDA graph was to record what is drawn anew for every pass, and would repeat one draw for ever."""
+    """A CUDA graph or an exported program was to record what is drawn anew for every pass, which it cannot draw."""
 
 
 class UnboundedBranchWarning(UserWarning):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,12 @@ def transformed() -> bool:
 def functional() -> bool:
     """Whether torch.func is to take derivatives: inside it, and for the compiler, which knows no `autograd.grad`."""
     return torch.compiler.is_compiling() or transformed()
+
+
+def exporting() -> bool:
+    """Whether the caller is traced by `torch.export`, for a program that runs without Python."""
+    asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # torch 2.6
+    return asked is not None and asked()
 
 
 def mapped() -> bool:

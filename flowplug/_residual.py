@@ -13,6 +13,7 @@ from flowplug._arguments import given, require_instance, require_ints, require_p
 from flowplug._errors import ShapeError
 from flowplug._noise import Noise, Replay, current_conditions
 from flowplug._operators import define, number_of, owner_of, values_of, with_values
+from flowplug._reading import exporting
 from flowplug._transform import Transform
 from flowplug.branch import Branch, LipschitzBound, Watch, lipschitz_bound, on_meta, require_contraction
 from flowplug.logdet import ExactLogDet, LogDet, Series, default_logdet
@@ -158,7 +159,8 @@ class ResidualTransform(Transform):
         def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
             if torch.compiler.is_compiling():
                 # No value is looked at while tracing: what no parameters can carry to 1 is left alone.
-                rows = rows if self._watch.kept else rows + _look(rows.detach(), values_of(self.g), self._number)
+                watched = not (self._watch.kept or exporting())
+                rows = rows if not watched else rows + _look(rows.detach(), values_of(self.g), self._number)
             else:
                 self.look(branch.lipschitz_bound)
             gx, ladj = self._evaluate(branch, rows, noise)
@@ -188,7 +190,7 @@ class ResidualTransform(Transform):
         count = math.prod(batch)
         with self.replay():
             # By place in the batch, noise must not depend on how that is cut.
-            whole = torch.is_grad_enabled() or current_conditions().seed is not None
+            whole = torch.is_grad_enabled() or current_conditions().seed is not None or exporting()
             rows = x.reshape(count, *event)
             size = count if whole else max(1, self.chunk_size // self._numbers(rows))
             contexts = None if context is None else context.reshape(count, self.context_features)
@@ -226,7 +228,7 @@ class ResidualTransform(Transform):
     def _evaluate(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """``g(x): (B, *event)`` and the log-det ``(B,)``."""
         if current_conditions().skip:
-            return branch(x), x.new_zeros(len(x))
+            return branch(x), x.new_zeros(x.shape[0])
         gx, ladj = self._estimator(x)(branch, x, noise)
         # Estimators turn autograd on for their products; outside, the caller's mode holds.
         return (gx, ladj) if torch.is_grad_enabled() else (gx.detach(), ladj.detach())

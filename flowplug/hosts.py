@@ -101,7 +101,7 @@ class HostTransform(Transform):
         if ladj.dim() > 1:
             ladj = ladj.flatten(1).sum(1)
         # Hosts add to log-dets in place: every sample gets an entry of its own.
-        return y.reshape(x.shape), ladj.expand(len(rows)).clone().reshape(batch)
+        return y.reshape(x.shape), ladj.expand(rows.shape[0]).clone().reshape(batch)
 
     @staticmethod
     def _call(direction: Callable[..., Pair], x: Tensor, context: Tensor | None) -> Pair:

@@ -99,7 +99,7 @@ class Branch:
         size = math.prod(x.shape[1:])
         basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
         products = linear.vjp(basis, batched=True, create_graph=torch.is_grad_enabled())
-        return linear.y, products.reshape(size, len(x), size).transpose(0, 1)
+        return linear.y, products.reshape(size, x.shape[0], size).transpose(0, 1)
 
 
 class BranchModule(nn.Module, abc.ABC):

@@ -28,7 +28,7 @@ class AffineMap(Function):
         """From ``(B, D)``: ``(B, D)`` and ``(B,)``."""
         del gradient
         y = torch.addmm(bias, x, weight.T).to(weight.dtype)  # autocast lowers it
-        return y, logabsdet(weight).to(weight.dtype).expand(len(x)).clone()
+        return y, logabsdet(weight).to(weight.dtype).expand(x.shape[0]).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401

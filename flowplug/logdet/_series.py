@@ -17,7 +17,7 @@ from flowplug._derivatives import with_derivative
 from flowplug._errors import CaptureError
 from flowplug._noise import Noise
 from flowplug._operators import number_of
-from flowplug._reading import refuse_vmap
+from flowplug._reading import exporting, refuse_vmap
 from flowplug.branch import Branch, Linearization, LipschitzBound
 from flowplug.logdet._apart import go_on_apart, solve_apart
 from flowplug.logdet._control import Control
@@ -170,6 +170,11 @@ class Series(abc.ABC):
         return self.gradient(self, branch, x, self._draw(branch, x, noise))
 
     def _compiled(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        if exporting():
+            raise CaptureError(
+                f"{type(self).__name__} draws random numbers in Python, which an exported program does not have: pass "
+                "eval_logdet=ExactLogDet() to the residual transform, and export in eval mode"
+            )
         gradient = self.gradient.apart
         if gradient is None or noise.number is None:
             # The graph breaks, and knows how many terms there are; no decorator, which would import the compiler.

@@ -40,7 +40,7 @@ class GroupSort(nn.Module):
                 f"GroupSort({self.group_size}) expects inputs (B, channels, *spatial) whose channels divide into "
                 f"groups of {self.group_size}; got {tuple(x.shape)}"
             )
-        groups = x.reshape(len(x), x.shape[1] // self.group_size, self.group_size, *x.shape[2:])
+        groups = x.reshape(x.shape[0], x.shape[1] // self.group_size, self.group_size, *x.shape[2:])
         return groups.sort(dim=2).values.reshape(x.shape)
 
     def extra_repr(self) -> str:

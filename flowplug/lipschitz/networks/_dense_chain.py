@@ -74,7 +74,7 @@ class DenseChain(Linearization):
         """The matrices ``(B, D, D)``."""
         *hidden, last = self._weights
         # (B, D, F): entry (b, d) is the derivative of row b's features with respect to its input d.
-        tangent = torch.eye(len(last), dtype=self.y.dtype, device=self.y.device).expand(len(self.y), -1, -1)
+        tangent = torch.eye(len(last), dtype=self.y.dtype, device=self.y.device).expand(self.y.shape[0], -1, -1)
         for slopes, weight in zip(self._slopes, hidden, strict=True):
             change = functional.linear(tangent, weight)
             copies = [(slopes.first + offset).unsqueeze(1) * change for offset in slopes.offsets]

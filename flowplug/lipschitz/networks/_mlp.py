@@ -166,7 +166,7 @@ class Chain(Linearization):
     def trace(self) -> Tensor | None:
         """Linear in the slopes of one hidden layer, bilinear in those of two; unknown for more."""
         if len(self._weights) == 1:
-            return self._weights[0].diagonal().sum().expand(len(self.y))
+            return self._weights[0].diagonal().sum().expand(self.y.shape[0])
         if len(self._weights) == 2:
             first, last = self._weights
             return self._slopes[0] @ (first * last.T).sum(1)
@@ -179,12 +179,12 @@ class Chain(Linearization):
         """The matrices ``(B, D, D)``."""
         first, *others = self._weights
         if not others:
-            return first.expand(len(self.y), -1, -1)
+            return first.expand(self.y.shape[0], -1, -1)
         # (B, D, H): entry (b, d) is the derivative of row b's hidden units with respect to its input d. The first step
         # is linear in the slopes, W_2 D_1 W_1 = sum_h d_h (W_2)_h (W_1)_h^T, so that they meet the matrices of the
         # sum, which all rows share, in one product. With the hidden units last, so is each further step.
         matrices = first.unsqueeze(2) * others[0].T.unsqueeze(1)
-        tangent = (self._slopes[0] @ matrices.flatten(1)).reshape(len(self.y), *matrices.shape[1:])
+        tangent = (self._slopes[0] @ matrices.flatten(1)).reshape(self.y.shape[0], *matrices.shape[1:])
         for slope, weight in zip(self._slopes[1:], others[1:], strict=True):
             tangent = functional.linear(slope.unsqueeze(1) * tangent, weight)
         return tangent.transpose(1, 2)
