@@ -13,8 +13,12 @@ from flowplug._errors import FlowplugError, VmapError
 
 def known(flag: Tensor) -> bool | None:
     """The truth of a tensor of one entry; None where `torch.func.vmap` hides it, and no one branch can be taken."""
-    found = known_number(flag)
-    return None if found is None else bool(found)
+    try:
+        return bool(flag)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return None
 
 
 def known_number(value: Tensor) -> float | None:

@@ -15,7 +15,7 @@ from flowplug._noise import Noise, Replay, current_conditions
 from flowplug._operators import define, number_of, owner_of, values_of, with_values
 from flowplug._reading import exporting
 from flowplug._transform import Transform
-from flowplug.branch import Branch, LipschitzBound, Watch, lipschitz_bound, on_meta, require_contraction
+from flowplug.branch import Branch, BranchModule, LipschitzBound, Watch, lipschitz_bound, on_meta, require_contraction
 from flowplug.logdet import ExactLogDet, LogDet, Series, default_logdet
 from flowplug.solvers import Anderson, Solver, solve
 
@@ -33,6 +33,14 @@ def _outside_inference_mode(method: Method) -> Method:
             return method(self, x.clone(), None if context is None else context.clone())
 
     return wrapped
+
+
+def _may_write(g: nn.Module) -> bool:
+    """Whether g may write on buffers when called, which torch.func does not follow, nor so the compiler.
+
+    Networks that make their own branches do so outside the map that is differentiated, if at all.
+    """
+    return not isinstance(g, BranchModule) and next(g.buffers(), None) is not None
 
 
 def _differentiable(g: nn.Module) -> nn.Module:
@@ -154,8 +162,13 @@ class ResidualTransform(Transform):
         """The bound of g from the weights in use."""
         return lipschitz_bound(self.g)
 
-    @_outside_inference_mode
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling() and _may_write(self.g):
+            return torch.compiler.disable(self._pass)(x, context)  # type: ignore[no-any-return,no-untyped-call]
+        return self._pass(x, context)
+
+    @_outside_inference_mode
+    def _pass(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         def direction(rows: Tensor, branch: Branch, noise: Noise) -> tuple[Tensor, Tensor]:
             if torch.compiler.is_compiling():
                 # No value is looked at while tracing: what no parameters can carry to 1 is left alone.

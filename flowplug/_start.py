@@ -51,6 +51,13 @@ class FromData(nn.Module, abc.ABC):
         """Makes the buffers and parameters of the start what they were at construction."""
 
     def _meet(self, x: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            self._look(x)
+        elif self._asked or (self.training and self._over is not self.started):
+            # A start is no part of a graph, which breaks here until it is over: call start(x) before, and it is one.
+            torch.compiler.disable(self._look)(x)  # type: ignore[no-untyped-call]
+
+    def _look(self, x: Tensor) -> None:
         if self._asked:
             self._asked = False
             self._start_over(x)

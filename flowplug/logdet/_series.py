@@ -6,7 +6,6 @@ import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -176,12 +175,17 @@ class Series(abc.ABC):
                 "eval_logdet=ExactLogDet() to the residual transform, and export in eval mode"
             )
         gradient = self.gradient.apart
+        certain = None if noise.seed is not None else certain_terms(self.terms, len(x))
+        if certain is not None and not certain.group:
+            draws = [
+                Draw(v, certain.schedule, torch.randperm(len(x), device=x.device)) for v in self.probes.draw(x, None)
+            ]
+            return (self.gradient if gradient is None else gradient)(self, branch, x, draws)
         if gradient is None or noise.number is None:
             # The graph breaks, and knows how many terms there are; no decorator, which would import the compiler.
             draw = torch.compiler.disable(self._draw)  # type: ignore[no-untyped-call]
             return self.gradient(self, branch, x, draw(branch, x, noise))
         problem = Problem.at(self, branch, x, ())
-        certain = None if noise.seed is not None else certain_terms(self.terms, len(x))
         if certain is None:
             return gradient.finish(problem, solve_apart(self, branch, x, noise))
         schedule, group = certain
@@ -189,8 +193,8 @@ class Series(abc.ABC):
         for v in self.probes.draw(x, None):
             permutation = torch.randperm(len(x), device=x.device)
             begun = self.solve(problem.linear, Draw(v, schedule, permutation), first=first)
-            go_on = partial(go_on_apart, self, branch, x, noise, certain=len(schedule), first=first)
-            solved.append(go_on(begun, permutation[:group]) if group else begun)
+            chosen = permutation[:group]
+            solved.append(go_on_apart(self, branch, x, noise, begun, chosen, certain=len(schedule), first=first))
         return gradient.finish(problem, solved)
 
     def solved(self, branch: Branch, x: Tensor, noise: Noise) -> list[Solved]:
