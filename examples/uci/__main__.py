@@ -2,6 +2,9 @@
 
 Trains every model on every table from every seed, at about equal parameters, for as many seconds or steps. AdamW with
 warm-up, a cosine schedule and clipped gradients; Polyak averages of the parameters are validated, the best is tested.
+With --compile the training step of each, flowplug's or not, is under torch.compile: it starts from data before, and is
+compiled before the clock starts, for as many seconds as results.jsonl says. Evaluation and sampling are not.
+
 Writes to the output folder results.jsonl (a line a run), table.md, curves.png, summary.md (means over seeds, and what
 flowplug's transforms gain over the plain flow on the same rows), and the test log-likelihood of each row of each run.
 
@@ -59,6 +62,7 @@ class Options:
     checks: int = 40  # validations in a run
     patience: int = 20  # validations without progress that end a run
     amp: bool = False  # train in mixed precision, bfloat16
+    compile: bool = False  # train under torch.compile, whatever the model
     device: str = "cpu"  # cpu, cuda, ...
     out: Path = Path("uci_out")  # folder written to
     checkpoint: float = 300.0  # seconds of training between checkpoints
@@ -90,6 +94,8 @@ class Options:
         # Before --steps had no value of its own, it was 0: so it is in the results of then.
         budget = {"seconds": self.seconds or SECONDS, "steps": self.steps or 0}
         shared = budget | {key: getattr(self, key) for key in SHARED} | {"processes": processes}
+        if self.compile:  # runs of before it was an option have none
+            shared |= {"compile": True}
         runs = [(model, seed) for model in self.models for seed in self.seeds]
         return [{"data": Path(source).stem, "model": model, "seed": seed, **shared} for model, seed in runs]
 
@@ -122,10 +128,13 @@ def measured(training: Training) -> Line:
         with replacing(training.values) as file:
             torch.save({"config": training.config, "values": values}, file)
     judged, _ = outcome(density, values, test[:SAMPLES], SAMPLES)
+    spent = {"seconds": training.elapsed}
+    if training.options.compile:
+        spent |= {"compile_seconds": training.compiling}
     return {
         "validation": finite(training.best),
         "steps": training.step,
-        "seconds": training.elapsed,
+        **spent,
         "steps_per_second": training.step / training.elapsed,
         "peak_memory_mib": memory.peak(processes.device),
         **judged,
