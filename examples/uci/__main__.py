@@ -3,7 +3,8 @@
 Trains every model on every table from every seed, at about equal parameters, for as many seconds or steps. AdamW with
 warm-up, a cosine schedule and clipped gradients; Polyak averages of the parameters are validated, the best is tested.
 With --compile the training step of each, flowplug's or not, is under torch.compile: it starts from data before, and is
-compiled before the clock starts, for as many seconds as results.jsonl says. Evaluation and sampling are not.
+compiled before the clock starts, for as many seconds as results.jsonl says. Evaluation and sampling are not, nor is
+normflows' own residual flow, which torch.compile refuses.
 
 Writes to the output folder results.jsonl (a line a run), table.md, curves.png, summary.md (means over seeds, and what
 flowplug's transforms gain over the plain flow on the same rows), and the test log-likelihood of each row of each run.
@@ -94,10 +95,12 @@ class Options:
         # Before --steps had no value of its own, it was 0: so it is in the results of then.
         budget = {"seconds": self.seconds or SECONDS, "steps": self.steps or 0}
         shared = budget | {key: getattr(self, key) for key in SHARED} | {"processes": processes}
-        if self.compile:  # runs of before it was an option have none
-            shared |= {"compile": True}
         runs = [(model, seed) for model in self.models for seed in self.seeds]
-        return [{"data": Path(source).stem, "model": model, "seed": seed, **shared} for model, seed in runs]
+        configs = [{"data": Path(source).stem, "model": model, "seed": seed, **shared} for model, seed in runs]
+        compiled = {"compile": True}  # and none: so it is in the results of before
+        return [
+            config | compiled if self.compile and config["model"] not in models.EAGER else config for config in configs
+        ]
 
     def load(self, source: str, device: torch.device) -> Table:
         """The table of this name."""
