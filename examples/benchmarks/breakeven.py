@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import flowplug as fp
 from benchmarks.measurements import Measurement, Recorded, hardware, median, over, run
-from benchmarks.speed import loss_of
+from benchmarks.models import loss_of
 from common.clock import paired, seconds
 
 ESTIMATES = {"training": fp.Krylov(), "evaluation": fp.Krylov(terms=fp.Converged(1e-4))}

@@ -11,7 +11,7 @@ are compiled as well.
     python examples/benchmarks/speed.py --hidden 128 --blocks 8 --batch 256
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 import flowplug as fp
 from benchmarks.measurements import Measurement, Recorded, hardware, median, over, run
-from benchmarks.models import likelihood_loss
+from benchmarks.models import Loss, loss_of
 from common.clock import paired, seconds
 from common.command import among
 from common.densities import normflows_density
 from common.layers import residual_block
 from common.training import nll
 
-Loss = Callable[[Tensor], Tensor]
 ESTIMATORS: dict[str, fp.LogDet | None] = {
     "default": None,
     "Krylov, 2 terms": fp.Krylov(terms=fp.Truncated(2)),
@@ -57,11 +56,6 @@ class Settings(Recorded):
 def bare(g: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The floor: no log-det."""
     return x + g(x), x.new_zeros(len(x))
-
-
-def loss_of(transforms: Sequence[Callable[..., tuple[Tensor, Tensor]]]) -> Loss:
-    """Theirs; torch.compile takes no partial function."""
-    return lambda x: likelihood_loss(transforms, x)
 
 
 def measure(settings: Settings) -> Iterator[Measurement]:

@@ -97,10 +97,10 @@ class Options:
         shared = budget | {key: getattr(self, key) for key in SHARED} | {"processes": processes}
         runs = [(model, seed) for model in self.models for seed in self.seeds]
         configs = [{"data": Path(source).stem, "model": model, "seed": seed, **shared} for model, seed in runs]
-        compiled = {"compile": True}  # and none: so it is in the results of before
-        return [
-            config | compiled if self.compile and config["model"] not in models.EAGER else config for config in configs
-        ]
+        for config in configs:
+            if self.compile and config["model"] not in models.EAGER:
+                config["compile"] = True  # else there is none, as in results of before
+        return configs
 
     def load(self, source: str, device: torch.device) -> Table:
         """The table of this name."""
