@@ -113,3 +113,11 @@ def test_steps_of_every_flow_are_timed():
     settings = gpu.Settings(features=(3,), rows=8, rounds=2, modes=("eager",), device="cpu")
     assert [setting["flow"] for _, setting, _ in gpu.measure(settings)] == list(gpu.FLOWS)
     assert not list(gpu.measure(gpu.Settings(features=(3,), seconds=-1, device="cpu")))
+
+
+def test_rounds_in_which_something_was_compiled_do_not_count(monkeypatch):
+    traced, calls = iter([0, 1, 1, 1]), []
+    monkeypatch.setattr(flows, "frames", lambda: next(traced))
+    times = flows.settled({"a": lambda: calls.append(1)}, [], 3)
+    assert len(times["a"]) == 3
+    assert len(calls) == 2 * (3 + flows.WARM)

@@ -15,7 +15,7 @@ import flowplug as fp
 import flowplug_nflows
 import flowplug_normflows
 import flowplug_zuko
-from benchmarks.costs.flows import Sizes, backward, residual_flow, spline_flow, started
+from benchmarks.costs.flows import Sizes, backward, frames, residual_flow, spline_flow, started
 from benchmarks.measurements import Figure, Measurement
 from common.clock import seconds
 from common.densities import Density, nflows_density, of_nflows, of_normflows, of_zuko, zuko_density
@@ -173,8 +173,3 @@ def recompilations(sizes: Sizes) -> Iterator[Measurement]:
         }
         setting: dict[str, Any] = {"flow": "ResidualFlow", "transforms": sizes.blocks, "rows": sizes.rows}
         yield "Recompilations", {**setting, "D": features, "steps": sizes.steps, "backend": sizes.backend}, figures
-
-
-def frames() -> int:
-    """Frames that torch.compile has traced since its counters were cleared."""
-    return counters["frames"]["total"]

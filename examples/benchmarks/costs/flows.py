@@ -1,6 +1,6 @@
 """The flows and the settings of these measurements."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import zuko
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import flowplug_zuko
 from benchmarks.measurements import Figure, Recorded, over
@@ -16,6 +17,7 @@ from common.clock import paired
 from common.densities import Density, of_zuko
 from common.training import WARM
 
+TRIES = 6  # at timing rounds in which nothing is compiled
 BACKENDS = ("inductor", "aot_eager", "eager")
 
 
@@ -55,7 +57,7 @@ def started(density: Density, rows: int, *shape: int) -> tuple[Density, Tensor]:
 def compiling(flows: int) -> Iterator[None]:
     """A fresh compiler, with room for several flows where a user's process has one.
 
-    The room is that of each function, which flows share; none is left to what a flow compiles too often.
+    torch.compile gives up on a function after so many variants, and flows share their functions.
     """
     torch.compiler.reset()
     limit = torch._dynamo.config.cache_size_limit
@@ -69,13 +71,28 @@ def compiling(flows: int) -> Iterator[None]:
 def steps_over(own: Loss, other: Loss, x: Tensor, modules: list[nn.Module], rounds: int) -> Figure:
     """CPU time of a training step by that of another, without the optimizer; the ratio of totals, as lengths vary."""
     losses = {"own": own, "other": other}
-    times = paired(
-        {name: partial(backward, loss, x) for name, loss in losses.items()},
-        rounds,
-        warm=WARM,
-        before=nn.ModuleList(modules).zero_grad,
-    )
+    times = settled({name: partial(backward, loss, x) for name, loss in losses.items()}, modules, rounds)
     return over(times["own"], times["other"], total=True)
+
+
+def settled(steps: Mapping[str, Callable[[], object]], modules: list[nn.Module], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round; timed anew, a few times at most, if anything was compiled meanwhile.
+
+    What is compiled late, `one_graph.py` counts for itself.
+    """
+    times, clear = dict[str, list[float]](), nn.ModuleList(modules).zero_grad
+    for _ in range(TRIES):
+        paired(steps, WARM, warm=0, before=clear)
+        before = frames()
+        times = paired(steps, rounds, warm=0, before=clear)
+        if frames() == before:
+            break
+    return times
+
+
+def frames() -> int:
+    """Frames that torch.compile has traced since its counters were cleared."""
+    return counters["frames"]["total"]
 
 
 def backward(loss: Loss, x: Tensor) -> None:

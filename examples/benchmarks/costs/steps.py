@@ -4,16 +4,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import nn
 
 import flowplug as fp
-from benchmarks.costs.flows import Sizes, backward, compiling, residual_flow, spline_flow, started, steps_over
+from benchmarks.costs.flows import Sizes, backward, compiling, residual_flow, settled, spline_flow, started, steps_over
 from benchmarks.measurements import Measurement, over
 from benchmarks.models import loss_of
-from common.clock import paired
 from common.densities import normflows_density, of_transform
 from common.layers import residual_block
-from common.training import WARM, nll
+from common.training import nll
 
 
 def compiled(sizes: Sizes) -> Iterator[Measurement]:
@@ -59,7 +57,7 @@ def normflows(sizes: Sizes) -> Iterator[Measurement]:
         own = {"no": loss_of([block]), "yes": torch.compile(loss_of([block]), backend=sizes.backend)}
         for kind, loss in own.items():
             steps: dict[str, Callable[[], object]] = {"theirs": step, "ours": partial(backward, loss, x)}
-            times = paired(steps, sizes.rounds, warm=WARM, before=nn.ModuleList([block, theirs]).zero_grad)
+            times = settled(steps, [block, theirs], sizes.rounds)
             setting = {"D": features, "hidden": widths, "rows": rows, "ours compiled": kind}
             setting |= {"backend": sizes.backend} if kind == "yes" else {}
             figure = over(times["theirs"], times["ours"], total=True)
