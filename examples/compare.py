@@ -98,6 +98,7 @@ class Options:
     out: Path = Path("compare_out")  # folder written to
     lr: float = 5e-3  # largest learning rate
     batch: int = 256  # rows per step
+    compile: bool = False  # train under torch.compile, which compiles each model before its time starts
     seed: int = 0  # seed of each model
 
     def __post_init__(self) -> None:
@@ -111,12 +112,21 @@ class Options:
     def training(self) -> training.Options:
         """Those of the training loop."""
         seconds = (self.seconds or 20.0) if self.steps is None else None
-        return training.Options(steps=self.steps, seconds=seconds, lr=self.lr, warmup=100, clip=100.0, batch=self.batch)
+        return training.Options(
+            steps=self.steps,
+            seconds=seconds,
+            lr=self.lr,
+            warmup=100,
+            clip=100.0,
+            batch=self.batch,
+            compile=self.compile,
+        )
 
     @property
     def budget(self) -> str:
         """How long each model is trained, in words."""
-        return f"{self.steps} steps" if self.steps else f"{self.training.seconds:g} s"
+        length = f"{self.steps} steps" if self.steps else f"{self.training.seconds:g} s"
+        return f"{length}, beside the time of compiling," if self.compile else length
 
 
 def draw(data: Table, samples: dict[str, Tensor], path: Path) -> None:

@@ -7,9 +7,10 @@ the default changes from exact to stochastic where it passes 1.
     python examples/benchmarks/breakeven.py
     python examples/benchmarks/breakeven.py --device cuda --batch 4096
     python examples/benchmarks/breakeven.py --hidden 128 128 128
+    python examples/benchmarks/breakeven.py --compile
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 import flowplug as fp
 from benchmarks.measurements import Measurement, Recorded, hardware, median, over, run
-from benchmarks.models import likelihood_loss
+from benchmarks.models import loss_of
 from common.clock import paired, seconds
 
 ESTIMATES = {"training": fp.Krylov(), "evaluation": fp.Krylov(terms=fp.Converged(1e-4))}
@@ -34,14 +35,15 @@ class Settings(Recorded):
     batch: int = 256
     rounds: int = 9
     device: str = "cpu"
+    compile: bool = False  # both under torch.compile
 
 
-def step(transform: fp.ResidualTransform, x: Tensor) -> None:
+def step(loss: Callable[[Tensor], Tensor], x: Tensor, *, training: bool) -> None:
     """One step in train mode, one evaluation in eval mode."""
-    with torch.set_grad_enabled(transform.training):
-        loss = likelihood_loss([transform], x)
-    if transform.training:
-        torch.autograd.backward(loss)
+    with torch.set_grad_enabled(training):
+        value = loss(x)
+    if training:
+        torch.autograd.backward(value)
 
 
 def measure(settings: Settings) -> Iterator[Measurement]:
@@ -54,10 +56,17 @@ def measure(settings: Settings) -> Iterator[Measurement]:
                 name: fp.ResidualTransform(g, logdet=logdet, eval_logdet=logdet).train(mode == "training")
                 for name, logdet in (("exact", fp.ExactLogDet()), ("estimate", estimate))
             }
-            steps = {name: partial(step, part, x) for name, part in parts.items()}
-            times = paired(steps, settings.rounds, clock=partial(seconds, settings.device))
+            losses = {name: loss_of([part]) for name, part in parts.items()}
+            if settings.compile:
+                torch.compiler.reset()
+                losses = {name: torch.compile(loss) for name, loss in losses.items()}
+            steps = {name: partial(step, loss, x, training=mode == "training") for name, loss in losses.items()}
+            warm = 15 if settings.compile else 2
+            times = paired(steps, settings.rounds, warm=warm, clock=partial(seconds, settings.device))
             network = f"LipschitzMLP(D, {settings.hidden})"
             setting = {"mode": mode, "device": hardware(), "network": network, "rows": len(x), "D": features}
+            if settings.compile:
+                setting |= {"compiled": "yes"}
             figure = over(times["exact"], times["estimate"])
             yield "Exact or estimated log-dets", setting, {"exact / estimate": figure}
             figure = median([1e6 * time / len(x) for time in times["exact"]], "µs a row")

@@ -163,8 +163,8 @@ def learning(settings: Settings) -> Iterator[Measurement]:
             flow = dense_flow(2, gradient, fp.ExactValue())
             options = Options(steps=settings.epochs, lr=settings.lr, schedule=constant)
             training = Training(flow, nll(partial(log_prob, flow)), lambda _: x, options)
-            training.optimizer = torch.optim.SGD(flow.parameters(), settings.lr)
-            losses = list(training)
+            training.optimizer = torch.optim.SGD(flow.parameters(), settings.lr, fused=True)
+            losses = list(map(float, training))
             steps = sorted({min(10**k, len(losses)) for k in range(1, 5)})
             figures = {f"loss of step {step}": Figure(losses[step - 1], "nats") for step in steps}
             yield "Gradient descent from equal starts", {"gradient": name, "start": seed}, figures

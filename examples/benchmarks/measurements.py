@@ -72,7 +72,7 @@ class Recorded:
 
 
 def run(measure: Callable[[T], Iterable[Measurement]], kind: type[T], description: str | None) -> None:
-    """Measures as the command line says, prints the tables, and records the lines with their provenance."""
+    """Measures as the command line says, prints the tables and their provenance, and records the lines with it."""
     options = parse(kind, description=description)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -80,8 +80,9 @@ def run(measure: Callable[[T], Iterable[Measurement]], kind: type[T], descriptio
         lines = [line(*measurement) for measurement in measure(options)]
     for name in dict.fromkeys(line["table"] for line in lines):
         print(f"\n{name}\n\n{table([line for line in lines if line['table'] == name])}")
+    source = {"command": command(sys.argv), **provenance(torch.get_default_device(), "examples/benchmarks")}
+    print("\n{command}\ncommit {commit}, {date}, flowplug {flowplug}, torch {torch}, {device}".format(**source))
     if options.record is not None:
-        source = {"command": command(sys.argv), **provenance(torch.get_default_device(), "examples/benchmarks")}
         for each in lines:
             append_line(options.record, {"benchmark": Path(sys.argv[0]).stem, **each, **source})
         print(f"\nadded {len(lines)} lines to {options.record}")

@@ -11,6 +11,8 @@ from common.layers import residual_block
 from common.training import Options, rows_of
 from common.trial import fit
 
+Loss = Callable[[Tensor], Tensor]
+
 
 class Counting(nn.Module):
     """g, and how many samples it was evaluated on."""
@@ -74,3 +76,8 @@ def likelihood_loss(transforms: Sequence[Callable[..., tuple[Tensor, Tensor]]], 
         x, ladj = transform(x)
         total = total + ladj
     return (x.square().flatten(1).sum(1) / 2 - total).mean()
+
+
+def loss_of(transforms: Sequence[Callable[..., tuple[Tensor, Tensor]]]) -> Loss:
+    """The `likelihood_loss` as a function of the batch; torch.compile takes no partial one."""
+    return lambda x: likelihood_loss(transforms, x)

@@ -2,14 +2,16 @@
 
 One step is forward and backward of the loss, without the optimizer, which is the same for all. The floor is
 ``x + g(x)`` of the same networks without any log-det, weights bounded once per step as always. All are timed in turn,
-round by round. The ratios are of total times, as lengths of series vary, with the middle half of all rounds.
+round by round. The ratios are of total times, as lengths of series vary, with the middle half of all rounds. With
+--compile all but normflows', which torch.compile refuses, are timed under it too, and compared with bare networks that
+are compiled as well.
 
     python examples/benchmarks/speed.py
     python examples/benchmarks/speed.py --only default "Krylov, 2 terms" --compile
     python examples/benchmarks/speed.py --hidden 128 --blocks 8 --batch 256
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,11 +20,12 @@ from torch import Tensor, nn
 
 import flowplug as fp
 from benchmarks.measurements import Measurement, Recorded, hardware, median, over, run
-from benchmarks.models import likelihood_loss
+from benchmarks.models import Loss, loss_of
 from common.clock import paired, seconds
 from common.command import among
 from common.densities import normflows_density
 from common.layers import residual_block
+from common.training import nll
 
 ESTIMATORS: dict[str, fp.LogDet | None] = {
     "default": None,
@@ -42,7 +45,7 @@ class Settings(Recorded):
     blocks: int = 8
     batch: int = 512
     rounds: int = 15
-    compile: bool = False  # also time transforms under torch.compile
+    compile: bool = False  # also time all under torch.compile
     only: tuple[str, ...] = tuple(ESTIMATORS)  # log-dets to time
     device: str = "cpu"
 
@@ -64,37 +67,43 @@ def measure(settings: Settings) -> Iterator[Measurement]:
     layers = [layer for _ in networks for layer in residual_block(widths)[1:]]
     normflows = normflows_density(settings.features, layers).to(settings.device)
 
-    def theirs() -> Tensor:
-        normflows.after_step()
-        loss: Tensor = -normflows(x).mean()
-        return loss
-
-    losses: dict[tuple[str, str], Callable[[], Tensor]] = {  # of a log-det, compiled or not
-        ("none", "no"): partial(likelihood_loss, [partial(bare, g) for g in networks], x),
-        ("normflows", "no"): theirs,
+    losses: dict[str, Loss] = {
+        "none": loss_of([partial(bare, g) for g in networks]),
+        "normflows": nll(normflows),
     }
     for name in settings.only:
         transforms = [fp.ResidualTransform(g, logdet=ESTIMATORS[name]) for g in networks]
-        losses[name, "no"] = partial(likelihood_loss, transforms, x)
-        if settings.compile and isinstance(ESTIMATORS[name], fp.Krylov | None):
-            losses[name, "yes"] = partial(likelihood_loss, [torch.compile(part) for part in transforms], x)
-    steps = {str(key): lambda loss=loss: torch.autograd.backward(loss()) for key, loss in losses.items()}
+        losses[name] = loss_of(transforms)
+    kinds: dict[tuple[str, str], Loss] = {(name, "no"): loss for name, loss in losses.items()}  # compiled or not
+    if settings.compile:
+        torch._dynamo.config.cache_size_limit *= len(losses)  # of a function, which all losses here share
+        kinds |= {(name, "yes"): torch.compile(loss) for name, loss in losses.items() if name != "normflows"}
+
+    def step(name: str, loss: Loss) -> None:
+        if name == "normflows":  # as it trains
+            normflows.after_step()
+        torch.autograd.backward(loss(x))
+
     times = paired(
-        steps,
+        {str(key): partial(step, key[0], loss) for key, loss in kinds.items()},
         settings.rounds,
         warm=15 if settings.compile else 2,
         clock=partial(seconds, settings.device),
         before=nn.ModuleList([*networks, normflows]).zero_grad,
     )
-    for key in losses:
-        own = times[str(key)]
+    for name, kind in kinds:
+        own = times[str((name, kind))]
         figures = {
-            "over bare networks": over(own, times[str(("none", "no"))], total=True),
+            "over bare networks": over(own, times[str(("none", kind))], total=True),
             "over normflows": over(own, times[str(("normflows", "no"))], total=True),
             "step": median([1e3 * time for time in own], "ms"),
         }
         setting = {"device": hardware(), "D": settings.features, "rows": len(x), "hidden": settings.hidden}
-        yield "Cost of a training step", {**setting, "log-det": key[0], "compiled": key[1]}, figures
+        setting |= {"log-det": name}
+        yield "Cost of a training step", {**setting, "compiled": kind}, figures
+        if kind == "yes":
+            gain = over(own, times[str((name, "no"))], total=True)
+            yield "Steps under torch.compile", setting, {"compiled / not": gain}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 normflows trains its residual flow (LipSwish networks, 2-norm, ActNorm, ``update_lipschitz`` after every step, Adam) for
 the given CPU seconds; its best validation log-likelihood is the target. What counts is the CPU time each needs to reach
-it, training steps alone, evaluations excluded.
+it, training steps alone, evaluations excluded. With --compile flowplug's trains under torch.compile, which refuses
+normflows', and is compiled before its time starts.
 
     python examples/benchmarks/target.py
     python examples/benchmarks/target.py --data FILE.npz --seconds 120
@@ -20,7 +21,7 @@ from benchmarks.models import normflows_residual
 from common.densities import Density, of_transform
 from common.tables import EMBEDDED, Table, load
 from common.training import Options, Training, constant, nll, rows_of, watched
-from common.trial import mean_log_likelihood
+from common.trial import ROWS, mean_log_likelihood
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,17 @@ class Settings(Recorded):
     lr: tuple[float, ...] = (1e-3, 2e-3, 5e-3)  # learning rates for normflows
     rows: int = 2000  # validation rows
     every: int = 25  # steps between two validations
+    compile: bool = False  # train under torch.compile
 
 
 def curve(
     name: str, density: Density, table: Table, settings: Settings, options: Options, target: float = float("inf")
 ) -> Iterator[tuple[float, float]]:
     """Validation log-likelihoods and CPU seconds until then, to the end of the time or the target."""
-    training = Training(density, nll(density), rows_of(table.train), options, after_step=density.after_step)
+    sample = rows_of(table.train)
+    density.start(table.train[:ROWS])
+    loss = nll(density, compile=options.compile)
+    training = Training(density, loss, sample, options, after_step=density.after_step)
     for _ in watched(training, name):
         over = training.elapsed > settings.seconds
         if over or training.step % settings.every == 0:
@@ -60,10 +65,12 @@ def measure(settings: Settings) -> Iterator[Measurement]:
     target, needed, best = max(points, key=lambda point: (point[0], -point[1]))
     torch.manual_seed(0)
     density = of_transform(fp.ResidualStack(table.features, settings.blocks), table.features)
-    options = Options(steps=2000, clock=time.process_time)
+    options = Options(steps=2000, clock=time.process_time, compile=settings.compile)
     value, spent = max(curve("flowplug", density, table, settings, options, target))
     for name, level, sooner in ((best, target, needed), ("flowplug", value, spent)):
         setting = {"data": table.name, "blocks": settings.blocks, "seconds": settings.seconds, "model": name}
+        if settings.compile and name == "flowplug":
+            setting |= {"compiled": "yes"}
         figures = {"validation log-likelihood": Figure(level, "nats"), "CPU time": Figure(sooner, "s")}
         if level >= target:
             figures["sooner than normflows"] = Figure(needed / sooner, "times")

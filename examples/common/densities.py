@@ -13,6 +13,7 @@ import zuko
 from torch import Tensor, nn
 
 import flowplug as fp
+from flowplug import hosts
 
 M = TypeVar("M", bound=nn.Module)
 Call = Callable[[Any, Any], Tensor]  # of a flow with rows, or how many
@@ -41,7 +42,8 @@ class Density(nn.Module):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Sets what starts from data ``(rows, features)``: every Whitening and ActNorm."""
-        self(x)
+        with hosts.starting(self.flow):
+            self(x)
         self.after_step()
 
     def sample(self, rows: int) -> Tensor:

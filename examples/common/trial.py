@@ -41,7 +41,10 @@ def trial(
     training = fit(density, rows_of(data.train), options, name, evaluate)
     training.restore()
     judged, samples = outcome(density, log_likelihoods(density, data.test) - offset, data.test[:SAMPLES], SAMPLES)
-    return {"model": name, "steps_per_second": training.step / training.elapsed, **judged}, samples
+    speed = {"steps_per_second": training.step / training.elapsed}
+    if options.compile:
+        speed |= {"compile_seconds": training.compiling}
+    return {"model": name, **speed, **judged}, samples
 
 
 def fit(
@@ -51,8 +54,9 @@ def fit(
     name: str = "training",
     evaluate: Callable[[], float] | None = None,
 ) -> Training:
-    """Maximum likelihood to the end, under a progress bar."""
-    training = Training(density, nll(density), sample, options, after_step=density.after_step, evaluate=evaluate)
+    """Maximum likelihood to the end, under a progress bar; a flow that is compiled has started from data before."""
+    loss = nll(density, compile=options.compile)
+    training = Training(density, loss, sample, options, after_step=density.after_step, evaluate=evaluate)
     for _ in watched(training, name):
         pass
     return training

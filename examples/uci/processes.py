@@ -3,7 +3,7 @@
 import datetime
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 import flowplug as fp
 
 T = TypeVar("T")
+ASSERTED = "NaN or infinite values"  # what flowplug's layers say when they are compiled: then torch alone can raise
 
 
 class Processes:
@@ -25,7 +26,8 @@ class Processes:
             torch.cuda.set_device(self.device)
         if self.world > 1:
             # The others wait while the first downloads and prepares.
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            # What the hosts tell each other waits for no GPU.
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, timeout=datetime.timedelta(hours=3))
 
     def close(self) -> None:
@@ -33,13 +35,14 @@ class Processes:
         if self.world > 1:
             distributed.destroy_process_group()
 
-    def mean(self, value: float) -> float:
-        """The mean over processes."""
+    def mean(self, values: Sequence[float]) -> Sequence[float]:
+        """The mean of each value over processes."""
         if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device="cpu")
         distributed.all_reduce(total)
-        return float(total) / self.world
+        means: list[float] = (total / self.world).tolist()
+        return means
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 -- whatever can be pickled
         """The value of each process."""
@@ -73,9 +76,27 @@ class Processes:
 
 
 def defined(density: nn.Module, x: Tensor) -> Tensor:
-    """Log-likelihoods ``(rows,)``, NaN where a layer overflows: processes that wait for each other cannot raise."""
+    """Log-likelihoods ``(rows,)``, NaN where a layer overflows: processes that wait for each other cannot raise.
+
+    So is the gradient of every parameter then.
+    """
     try:
         values: Tensor = density(x)
-    except (fp.NonFiniteError, fp.SingularMatrixError):
-        return x.new_full((len(x),), math.nan)
+    except (fp.NonFiniteError, fp.SingularMatrixError, RuntimeError) as error:
+        if not isinstance(error, fp.FlowplugError) and ASSERTED not in str(error):
+            raise
+        total = torch.stack([parameter.sum() for parameter in density.parameters()]).sum()
+        return (math.nan * total).expand(len(x))
     return values
+
+
+class Defined(nn.Module):
+    """What is `defined` of a flow, as a module."""
+
+    def __init__(self, density: nn.Module) -> None:
+        super().__init__()
+        self.density = density
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log-likelihoods ``(rows,)`` of ``x: (rows, features)``."""
+        return defined(self.density, x)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.report import markdown, shown, write_lines, write_text
 from uci.models import PLAIN
-from uci.runs import Config, Line, run_path
+from uci.runs import Config, Line, run_path, title_of
 
 SAMPLES = 200  # whose time is measured
 STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
@@ -41,7 +41,7 @@ def table(lines: Sequence[Line]) -> str:
     for data, published in dict.fromkeys((line["config"]["data"], line["published"]) for line in lines):
         for line in lines:
             if (line["config"]["data"], line["published"]) == (data, published):
-                rows.append([data, line["config"]["model"], line["config"]["seed"], *cells(line)])
+                rows.append([data, title_of(line["config"]), line["config"]["seed"], *cells(line)])
         if published:
             figures = {model: values[COLUMNS.index(data)] for model, values in REFERENCE.items()}
             rows += [[data, f"{model}, published", "", value, *[""] * 6] for model, value in figures.items()]
@@ -80,9 +80,10 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         chosen = bool(name) and (data, model) == max(rivals, key=validation.__getitem__, default=None)
         plain = done.get((data, name), {})
         gain = {seed: values - plain[seed][0] for seed, (values, _) in runs.items() if seed in plain}
+        title = ", ".join(dict.fromkeys(title_of(line["config"]) for _, line in runs.values())) or model
         rows.append([
             data,
-            f"**{model}**" if chosen else model,
+            f"**{title}**" if chosen else title,
             " ".join(map(str, runs)),
             format(validation[data, model], ".3f") if runs else "",
             estimate([values for values, _ in runs.values()]),

@@ -16,6 +16,11 @@ def name_of(config: Mapping[str, Any]) -> str:
     return "{data}-{model}-{seed}".format(**config)
 
 
+def title_of(config: Mapping[str, Any]) -> str:
+    """The model, and whether its training step was compiled."""
+    return f"{config['model']}, compiled" if "compile" in config else str(config["model"])
+
+
 def run_path(config: Mapping[str, Any], folder: Path, kind: str) -> Path:
     """Where a run's ``kind`` of file is: its checkpoint, its failure, its test log-likelihoods."""
     return folder / f"{name_of(config)}.{kind}.pt"

@@ -1,7 +1,8 @@
 """What the benchmark adds to the common loop: several processes, checkpoints, Polyak averages, an end to patience."""
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -9,20 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common import training
-from common.densities import Density
 from common.report import replacing
 from common.tables import Table
 from uci.models import make
-from uci.processes import Processes, defined
+from uci.processes import Defined, Processes
 from uci.runs import Config, name_of, run_path
 
 CHECK_ROWS = 10_000  # at most
 START_ROWS = 2_000
-OBJECTS = ("density", "average", "optimizer")  # of Training, in checkpoints
-NUMBERS = ("step", "checks", "stale", "elapsed", "saved", "best", "best_state", "curve")
+OBJECTS = ("density", "averaged", "optimizer")  # of Training, in checkpoints
+NUMBERS = (
+    "step", "checks", "stale", "elapsed", "saved", "loss_sum", "loss_count", "best", "best_state", "curve",
+)  # fmt: skip
 
 
 class Training(training.Training):
@@ -59,9 +61,11 @@ class Training(training.Training):
         seed(config["seed"])
         self.density = make(config["model"], data.features, config["parameters"]).to(processes.device)
         self.density.start(thinned(data.train, START_ROWS))  # the same in every process
-        self.average = AveragedModel(self.density, avg_fn=self.polyak)
-        self.averaged = cast("Density", self.average.module)
-        self.parallel: nn.Module = DistributedDataParallel(self.density) if processes.world > 1 else self.density
+        self.averaged = copy.deepcopy(self.density)
+        called = cast("nn.Module", training.compiled(self.density)) if "compile" in config else self.density
+        self.parallel: nn.Module = Defined(called)
+        if processes.world > 1:
+            self.parallel = DistributedDataParallel(self.parallel)
         if processes.rank > 0:  # probes of its own
             seed(config["seed"] + 1000 * processes.rank)
         super().__init__(
@@ -75,7 +79,7 @@ class Training(training.Training):
         )
         self.stale, self.saved = 0, 0.0
 
-    def __iter__(self) -> Iterator[float]:
+    def __iter__(self) -> Iterator[Tensor]:
         """Trains from here to the end, and saves what it needs to go on."""
         for loss in super().__iter__():
             if self.elapsed - self.saved >= self.every:
@@ -95,43 +99,56 @@ class Training(training.Training):
     def batch_loss(self, x: Tensor) -> Tensor:
         """The mean negative log-likelihood, NaN where a layer overflows."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config["amp"]):
-            return -defined(self.parallel, x).mean()
+            loss: Tensor = -self.parallel(x).mean()
+        return loss
 
-    def agreed(self, value: float) -> float:
+    def agreed(self, values: Sequence[float]) -> Sequence[float]:
         """The mean over processes, which so stop at the same step and keep the same time."""
-        return self.processes.mean(value)
+        return self.processes.mean(values)
 
-    def polyak(self, average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-        """An exponential average that forgets its start: the decay grows to its final value with the updates."""
-        weight = (9 / (10 + torch.as_tensor(count))).clamp(min=1 - self.config["decay"])
-        return torch.lerp(average, value, weight.to(value))
+    def warm_up(self) -> None:
+        """Has the loss compiled, and leaves the noise as it was: a run that goes on compiles again."""
+        noise, rows = noise_state(self.processes.device), self.generator.get_state()
+        super().warm_up()
+        set_noise_state(noise)
+        self.generator.set_state(rows)
 
     def follow(self) -> None:
-        """Keeps normflows' bounds, and the average."""
-        self.density.after_step()
-        self.average.update_parameters(self.density)
+        """Keeps normflows' bounds, and the average.
 
+        That forgets its start: the decay grows to its final value with the steps. `torch.optim.swa_utils.AveragedModel`
+        would wait for a GPU in each.
+        """
+        self.density.after_step()
+        decay = min(self.config["decay"], (1 + self.step) / (10 + self.step)) if self.step else 0.0
+        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        update(list(self.averaged.parameters()), list(self.density.parameters()), self.step)
+
+    @torch.no_grad()
     def validation(self) -> float:
         """The mean log-likelihood of validation rows under the averaged parameters, in nats."""
+        for buffer, value in zip(self.averaged.buffers(), self.density.buffers(), strict=True):
+            buffer.copy_(value)
         self.averaged.after_step()
         return float(self.processes.log_likelihoods(self.averaged, thinned(self.data.val, CHECK_ROWS)).mean())
 
-    def validate(self, loss: float) -> None:
+    def validate(self) -> None:
         """Evaluates, and counts the validations since the best."""
         before = self.best
-        super().validate(loss)
+        super().validate()
         self.stale = 0 if self.best > before else self.stale + 1
 
-    def fail(self, x: Tensor, what: str) -> NoReturn:
+    def fail(self, step: int, x: Tensor, what: str) -> NoReturn:
         """Saves the batch and the model that were to make a step, and raises FloatingPointError."""
         batch = torch.cat(self.processes.gather(x.cpu()))
         if self.processes.rank == 0:
             with replacing(self.failure) as file:
-                torch.save({"step": self.step, "batch": batch, "model": self.density.state_dict()}, file)
+                torch.save({"step": step, "batch": batch, "model": self.density.state_dict()}, file)
         raise FloatingPointError(f"{self.name}: the {what}; batch and model: {self.failure}")
 
     def save(self) -> None:
         """Writes the checkpoint."""
+        self.read()
         self.saved = self.elapsed
         noise = self.processes.gather(noise_state(self.processes.device))
         if self.processes.rank == 0:
@@ -146,6 +163,8 @@ class Training(training.Training):
         if not self.checkpoint.exists():
             return
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if missing := {*OBJECTS, *NUMBERS} - set(state):
+            raise ValueError(f"{self.checkpoint} lacks {sorted(missing)}, as other code made it: use another --out")
         for key in OBJECTS:
             getattr(self, key).load_state_dict(state[key])
         for key in NUMBERS:
@@ -158,7 +177,7 @@ def options(config: Config) -> training.Options:
     """Those of the common loop."""
     same = {key: config[key] for key in ("lr", "weight_decay", "warmup", "clip", "batch", "checks")}
     budget = {"steps": config["steps"]} if config["steps"] else {"seconds": config["seconds"]}
-    return training.Options(**budget, **same)
+    return training.Options(**budget, **same, compile="compile" in config)
 
 
 def thinned(rows: Tensor, most: int) -> Tensor:

@@ -41,10 +41,12 @@ class TestRun:
         monkeypatch.setattr("sys.argv", ["parts.py", "--size", "2"])
         run(measured, Settings, None)
         text = capsys.readouterr().out
-        assert text == (
+        tables, source = text.split("\npython ")
+        assert tables == (
             "\nParts\n\nsize 2\n\n| part | time, s | n |\n|---|---|---|\n| 0 | 1.235 [1, 2] | 3 |\n"
             "| 1 | 1.235 [1, 2] | 3 |\n"
         )
+        assert re.fullmatch(r"examples/benchmarks/parts.py --size 2\ncommit .*, torch .*\n", source)
 
     def test_records_lines_with_their_provenance(self, monkeypatch, tmp_path):
         path = tmp_path / "folder" / "parts.jsonl"

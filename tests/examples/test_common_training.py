@@ -6,10 +6,12 @@ import itertools
 import math
 import time
 from contextlib import redirect_stderr
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.training import Options, Training, constant, nll, rows_of, watched
 
@@ -105,7 +107,7 @@ def test_what_a_caller_does_between_steps_does_not_count(run):
     training = run(seconds=5.0, clock=lambda: float(next(times)))
     for _ in training:
         next(times)
-    assert training.step == 5  # a second each, two readings of the clock
+    assert training.step == 4  # a second each, and one in which the first loss is read
 
 
 def test_validations_are_spread_over_a_run_and_end_it(run):
@@ -145,6 +147,75 @@ def test_a_loss_that_is_no_number_leaves_the_parameters(run):
     with pytest.raises(FloatingPointError, match="the loss of step 0 is nan"):
         training.run()
     assert torch.equal(training.module.weight, before["weight"])
+
+
+def test_a_loss_that_is_no_number_is_found_when_it_is_read(run):
+    batches = lambda count: torch.randn(count, 2) if len(seen) != 4 else torch.full((count, 2), math.nan)  # noqa: E731
+    seen, states = [], []
+    keep = lambda: states.append(training.module.weight.detach().clone())  # noqa: E731
+    training = run(lambda count: seen.append(batches(count)) or seen[-1], steps=30, every=10, after_step=keep)
+    with pytest.raises(FloatingPointError, match="the loss of step 4 is nan"):
+        training.run()
+    assert len(seen) == 10
+    assert not torch.equal(states[3], states[2])
+    assert all(torch.equal(training.module.weight, state) for state in states[3:])
+
+
+class Reads(TorchDispatchMode):
+    """Counts what a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing(run):
+    training = run(steps=3)
+    with Reads() as reads:
+        training.advance()
+        training.advance()
+    assert reads.count == 0
+
+
+def test_a_fused_step_is_that_of_adamw(run):
+    training = run(steps=5, weight_decay=0.1, schedule=constant)
+    other = copy.deepcopy(training.module)
+    plain = torch.optim.AdamW(other.parameters(), 5e-3, weight_decay=0.1, fused=False, foreach=False)
+    for _ in training:
+        for parameter, own in zip(other.parameters(), training.module.parameters(), strict=True):
+            parameter.grad = own.grad.clone()
+        plain.step()
+    torch.testing.assert_close(training.module.weight, other.weight)
+
+
+def test_the_training_curve_is_the_mean_since_the_last_validation(run):
+    training = run(steps=9, checks=3, every=2, evaluate=lambda: 0.0)
+    losses = list(map(float, training))
+    wanted = [-sum(losses[i : i + 3]) / 3 for i in (0, 3, 6)]
+    assert [point[3] for point in training.curve] == pytest.approx(wanted)
+
+
+def test_what_is_compiled_before_the_start_does_not_count(run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    now, calls = [0.0], []
+    training = run(seconds=3.0, clock=lambda: now[0], compile=True)
+    before = copy.deepcopy(training.module.state_dict())
+    loss = nll(lambda x: -training.module(x)[:, 0].square(), compile=True)
+
+    def counted(x):
+        calls.append(torch.equal(training.module.weight, before["weight"]))
+        now[0] += 1.0
+        return loss(x)
+
+    training.loss = counted
+    training.run()
+    assert (training.step, training.elapsed) == (3, 3.0)
+    assert calls == [True] * 11 + [False] * 2
+    assert training.compiling > 0
 
 
 def test_a_caller_may_end_a_run_and_go_on(run):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -28,6 +29,12 @@ def training(table, tmp_path):
     return lambda **changes: Training({**CONFIG, **changes}, load(table), Processes("cpu"), tmp_path)
 
 
+@pytest.fixture
+def _traced(monkeypatch):
+    """torch.compile without a compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
 def same(state, other):
     return all(torch.equal(value, other[key]) for key, value in state.items())
 
@@ -49,10 +56,10 @@ def test_the_noise_of_normflows_goes_on_too(training, monkeypatch):
 def test_checkpoints_are_written_every_so_many_seconds(training):
     run = training()
     run.every, run.save = 10.0, lambda: saves.append(run.step) or setattr(run, "saved", run.elapsed)
-    times, saves = itertools.count(step=2.0), []
+    times, saves = itertools.count(), []
     object.__setattr__(run.options, "clock", lambda: next(times))
     run.run()
-    assert saves == [5, 10, 15, 20]  # 2 s a step
+    assert saves == [5, 10, 15, 20]  # a second each, and one to read its loss before each validation
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(training):
@@ -140,7 +147,39 @@ def test_the_step_is_that_of_the_options(training):
 
 def test_mixed_precision_is_of_bfloat16(training):
     full, mixed = (
-        [next(iter(training(model=model, amp=amp))) for model in ("zuko-maf", "dense")] for amp in (False, True)
+        [float(next(iter(training(model=model, amp=amp)))) for model in ("zuko-maf", "dense")] for amp in (False, True)
     )
     assert full != mixed
     assert mixed == pytest.approx(full, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_traced")
+def test_a_compiled_run_is_compiled_before_it_starts(training):
+    run = training(compile=True, steps=2)
+    before, noise, rows = copy.deepcopy(run.density.state_dict()), torch.get_rng_state(), run.generator.get_state()
+    run.warm_up()
+    assert same(run.density.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert torch.equal(run.generator.get_state(), rows)
+    run.run()
+    line = {"config": run.config, "published": False, **measured(run)}
+    assert line["compile_seconds"] > line["seconds"] > 0
+    assert "| zuko-maf, compiled |" in report.table([line])
+    assert "compile_seconds" not in measured(training(steps=1).run())
+
+
+@pytest.mark.usefixtures("_traced")
+def test_a_layer_that_overflows_stops_a_compiled_run(training):
+    run, calls = training(compile=True, steps=4), []
+
+    def asserted(flow, x):
+        calls.append(x)
+        if len(calls) > 12:
+            raise RuntimeError("Layer: the input holds NaN or infinite values")
+        return flow().log_prob(x)
+
+    run.density._log_prob = torch.compiler.disable(asserted)
+    with pytest.raises(FloatingPointError, match="the loss of step 2 is nan"):
+        run.run()
+    assert torch.load(run.failure, weights_only=True)["step"] == 2

@@ -1,0 +1,1 @@
+"""What `one_graph.py` measures: graphs and operators, training steps, evaluation and sampling."""
