@@ -3,7 +3,8 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import Final, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -23,15 +24,18 @@ class Conditions(NamedTuple):
     skip: bool = False
 
 
-class _Current(threading.local):
-    """Those of the innermost contexts of this thread; the compiler follows no context variables."""
+class _OfThread(threading.local):
+    """Those of this thread, for the compiler, which follows no context variables."""
 
     def __init__(self) -> None:
         self.seed: int | None = None
         self.skip = False
 
 
-_current = _Current()
+_current: ContextVar[Conditions] = ContextVar("flowplug_conditions", default=Conditions())  # noqa: B039 -- immutable
+_of_thread: Final = _OfThread()
+# Compilers before took attributes of such objects for the ones of another.
+_FOLLOWED: Final = torch.__version__ >= "2.8"
 
 
 class Noise:
@@ -116,17 +120,22 @@ def no_logdet() -> Iterator[None]:
 
 def current_conditions() -> Conditions:
     """Those of the innermost contexts."""
-    return Conditions(_current.seed, _current.skip)
+    if _FOLLOWED and torch.compiler.is_compiling():
+        return Conditions(_of_thread.seed, _of_thread.skip)
+    return _current.get()
 
 
 @contextlib.contextmanager
 def _conditions(conditions: Conditions) -> Iterator[None]:
     before = current_conditions()
-    _current.seed, _current.skip = conditions
+    token = None if _FOLLOWED and torch.compiler.is_compiling() else _current.set(conditions)
+    _of_thread.seed, _of_thread.skip = conditions
     try:
         yield
     finally:
-        _current.seed, _current.skip = before
+        _of_thread.seed, _of_thread.skip = before
+        if token is not None:
+            _current.reset(token)
 
 
 class Replay:

@@ -37,9 +37,10 @@ def go_on_apart(
 ) -> Solved:
     """A series after its certain terms, with what chance adds for the rows of a group, by an operator."""
     context = None if branch.context is None else branch.context[group].detach()
-    rows, values = [part[group] for part in begun], values_of(branch.g)
+    u, known, share = begun.u, begun.known, begun.share
+    rows, values = [part[group] for part in (begun.v, u, known, share)], values_of(branch.g)
     found = _go_on(x.detach()[group], context, *rows, values, noise.number, series.number, len(x), certain, first)
-    changed = [old.index_copy(0, group, new) for old, new in zip(begun[1:], found, strict=True)]
+    changed = [old.index_copy(0, group, new) for old, new in zip((u, known, share), found, strict=True)]
     return Solved(begun.v, *changed)
 
 
