@@ -34,7 +34,7 @@ class _OfThread(threading.local):
 
 _current: ContextVar[Conditions] = ContextVar("flowplug_conditions", default=Conditions())  # noqa: B039 -- immutable
 _of_thread: Final = _OfThread()
-# Compilers before took attributes of such objects for the ones of another.
+# The compiler of torch 2.4 takes what such an object holds for something else, and says nothing.
 _FOLLOWED: Final = torch.__version__ >= "2.8"
 
 

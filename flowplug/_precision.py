@@ -15,7 +15,7 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
 def autocast_enabled(tensor: Tensor) -> bool:
     """Whether products with a tensor may be in half precision."""
     kind = tensor.device.type
-    # Compilers before torch 2.13 follow the second question alone.
+    # Older compilers follow the second question alone.
     available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
     return available and torch.is_autocast_enabled(kind)
 
