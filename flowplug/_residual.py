@@ -223,7 +223,7 @@ class ResidualTransform(Transform):
         matrices = [weight for weight in self.g.parameters() if weight.dim() > 1]
         widths = [len(weight) * (math.prod(event[1:]) if weight.dim() > 2 else 1) for weight in matrices]
         exact = isinstance(self._estimator(rows), ExactLogDet) and not current_conditions().skip
-        return max(size * size if exact else size, *widths)
+        return max([size * size if exact else size, *widths])
 
     def look(self, measure: Callable[[], LipschitzBound]) -> None:
         """Requires a contraction, in eval mode always, in train mode now and then."""

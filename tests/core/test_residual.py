@@ -8,7 +8,7 @@ from torch import nn
 
 import flowplug as fp
 from cases import residual, small_mlp
-from helpers import SOLVERS, assert_all_close, sequential
+from helpers import SOLVERS, Scale, assert_all_close, sequential
 
 
 class TestBound:
@@ -146,6 +146,7 @@ class TestPieces:
             (lambda: fp.LipschitzMLP(20, (4,)), fp.Krylov(), 20),
             (lambda: fp.LipschitzMLP(20, (4,)), None, 400),
             (lambda: fp.LipschitzCNN(2, (5,)), fp.Krylov(), 5 * 6 * 7),
+            (lambda: Scale(0.5), fp.ExactLogDet(), 9),
         ],
     )
     def test_memory_is_that_of_the_largest_tensor(self, g, logdet, numbers, monkeypatch):
@@ -154,7 +155,7 @@ class TestPieces:
         monkeypatch.setattr(
             fp.Branch, "piece", lambda branch, index: sizes.append(index.stop - index.start) or kept(branch, index)
         )
-        shape = (2, 6, 7) if transform.event_dim == 3 else (transform.event_shape[0],)
+        shape = (2, 6, 7) if transform.event_dim == 3 else (transform.event_shape or (3,))[:1]
         with torch.no_grad():
             transform(torch.randn(9, *shape))
         assert sizes == [3, 3, 3]
