@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +42,8 @@ def functional() -> bool:
 
 def exporting() -> bool:
     """Whether the caller is traced by `torch.export`, for a program that runs without Python."""
-    asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)  # torch 2.6
-    return asked is not None and asked()
+    # Not by torch.compiler.is_exporting, which to the compiler of torch 2.11 is always true.
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
 def mapped() -> bool:

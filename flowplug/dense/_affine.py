@@ -11,7 +11,7 @@ from torch import Tensor
 from flowplug import _derivatives
 from flowplug._factors import Factors
 from flowplug._functions import Function
-from flowplug._precision import at_least_single, full_precision
+from flowplug._precision import at_least_single, full_precision, in_dtype
 from flowplug.dense._gradients import Affine, DenseGradient
 
 
@@ -27,7 +27,8 @@ class AffineMap(Function):
     ) -> tuple[Tensor, Tensor]:
         """From ``(B, D)``: ``(B, D)`` and ``(B,)``."""
         del gradient
-        y = torch.addmm(bias, x, weight.T).to(weight.dtype)  # autocast lowers it
+        # Autocast lowers it; the compiler of torch 2.11 drops the gradient of a result that a cast leaves as it is.
+        y = in_dtype(torch.addmm(bias, x, weight.T), weight.dtype)
         return y, logabsdet(weight).to(weight.dtype).expand(x.shape[0]).clone()
 
     @staticmethod

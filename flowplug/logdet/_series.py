@@ -114,7 +114,7 @@ class Gradient(abc.ABC):
         """The same from what `solve` found."""
         y, ladj = problem.linear.y, self.attach(problem, solved)
         once = not self.whole and torch.is_grad_enabled()
-        return y, with_derivative(ladj.detach(), ladj, f"{self}: {_ONCE}", y) if once else ladj
+        return y, with_derivative(ladj.detach(), ladj, f"{type(self).__name__}: {_ONCE}", y) if once else ladj
 
 
 def require_gradient(name: str, gradient: object) -> None:
