@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -185,25 +186,37 @@ def _orthogonalize(w: Tensor, basis: Sequence[Tensor]) -> tuple[list[Tensor], Te
     return h, w
 
 
-@functools.lru_cache
-def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes on [0, 1], the last of them 1, and two rules ``(nodes, 2)``: the integral, and the value at 1.
+def _rules(count: int) -> tuple[list[float], list[list[float]]]:
+    """Nodes on [0, 1], the last of them 1, and two weights for each: of the integral, and of the value at 1.
 
     Gauss-Legendre by the eigenvalues of its Jacobi matrix (Golub, Welsch 1969), in s with t = 1 - s^2, which moves the
     nodes to t = 1, near which integrands of strong contractions are steep.
     """
-    # What is kept from inference mode could not be differentiated later. Dynamo does not know the keyword.
-    with torch.inference_mode(False):  # noqa: FBT003
-        return _rules(dtype, device)
-
-
-def _rules(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    count = 40 if dtype == torch.float64 else 16
     k = torch.arange(1, count, dtype=torch.float64, device="cpu")
     off_diagonal = torch.diag(k / (4 * k * k - 1).sqrt(), 1)
     nodes, vectors = torch.linalg.eigh(off_diagonal + off_diagonal.T)
     s = (nodes + 1) / 2
-    one = torch.ones(1, dtype=torch.float64, device="cpu")
-    t, integral = torch.cat([1 - s.square(), one]), torch.cat([2 * s * vectors[0].square(), 0 * one])
-    rules = torch.stack([integral, (t == 1).to(t)], dim=1)
-    return t.to(device, dtype), rules.to(device, dtype)
+    weights = (2 * s * vectors[0].square()).tolist()
+    return [*(1 - s.square()).tolist(), 1.0], [*([weight, 0.0] for weight in weights), [0.0, 1.0]]
+
+
+_COARSE: Final = _rules(16)
+_FINE: Final = _rules(40)
+
+
+def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The nodes ``(nodes,)`` and rules ``(nodes, 2)``."""
+    # The compiler looks through a cache: to it they are constants.
+    return _tensors(dtype, device) if torch.compiler.is_compiling() else _kept(dtype, device)
+
+
+@functools.lru_cache
+def _kept(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    # What is kept from inference mode could not be differentiated later.
+    with torch.inference_mode(mode=False):
+        return _tensors(dtype, device)
+
+
+def _tensors(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    nodes, rules = _FINE if dtype == torch.float64 else _COARSE
+    return torch.tensor(nodes, dtype=dtype, device=device), torch.tensor(rules, dtype=dtype, device=device)

@@ -97,6 +97,16 @@ class TestChance:
             for _ in range(40):
                 call(torch.randn(64, 10))[1].sum().backward()
 
+    def test_quadrature_is_a_constant(self):
+        nodes = []
+
+        def backend(graph, inputs):
+            nodes.extend(str(node.target) for node in graph.graph.nodes)
+            return graph.forward
+
+        torch.compile(residual(event=10, logdet=fp.Krylov()), backend=backend, fullgraph=True)(torch.randn(64, 10))
+        assert not [node for node in nodes if "eigh" in node]
+
     def test_batches_of_other_sizes(self, eps):
         transform = fp.ComposedTransform(residual(event=10), fp.DenseTransform(10))
         call = compiled(transform)

@@ -161,7 +161,7 @@ class TestRoulette:
 
 def test_quadrature_first_met_in_inference_mode_can_be_differentiated():
     g, x = fp.LipschitzMLP(3, (8,)), torch.randn(4, 3)
-    _krylov._quadrature.cache_clear()
+    _krylov._kept.cache_clear()
     with torch.inference_mode():
         fp.Krylov()(fp.Branch.of(g, None), x, fp.Noise())
     assert not any(part.is_inference() for part in _krylov._quadrature(x.dtype, x.device))
