@@ -45,8 +45,8 @@ class Memory(Generic[Result]):
             and all(map(_same, kept[0], tensors))
         ):
             return kept[2]
-        # What is found in inference mode must serve outside it.
-        with torch.inference_mode(mode=False), torch.no_grad():
+        # What is found in inference mode must serve outside it. The compiler does not know the keyword.
+        with torch.inference_mode(False), torch.no_grad():  # noqa: FBT003
             result = compute()
             self._kept = [_trace(tensor) for tensor in tensors], settings, result
         return result

@@ -212,8 +212,8 @@ def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tenso
 
 @functools.lru_cache
 def _kept(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    # What is kept from inference mode could not be differentiated later.
-    with torch.inference_mode(mode=False):
+    # What is kept from inference mode could not be differentiated later. The compiler does not know the keyword.
+    with torch.inference_mode(False):  # noqa: FBT003
         return _tensors(dtype, device)
 
 

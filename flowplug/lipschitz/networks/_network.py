@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowplug._errors import ContextError, ShapeError
 from flowplug._memory import Memory
-from flowplug._precision import full_precision
+from flowplug._precision import autocast_enabled, full_precision
 from flowplug._reading import transformed
 from flowplug.branch import (
     Branch,
@@ -120,12 +120,24 @@ class LipschitzNetwork(BranchModule):
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
         weights = [layer.weight for layer in self._layers()]
-        with full_precision(weights[0]):
-            if self._whole is not None:
-                return self._whole.project(weights, list(self.activations), self.bound)
-            kept = self._remembered(self._bounded, partial(self._project, weights))
+        if not self._remembers():
+            return self._project(weights)
         # Copies of what is remembered, which a caller may write on.
-        return kept if torch.is_grad_enabled() else [weight.clone() for weight in kept]
+        return [weight.clone() for weight in self._recall(self._bounded, partial(self._project, weights))]
+
+    def _project(self, weights: list[Tensor]) -> list[Tensor]:
+        if not autocast_enabled(weights[0]):  # a context would break compiled graphs
+            return self._projected(weights)
+        with full_precision(weights[0]):
+            return self._projected(weights)
+
+    def _projected(self, weights: list[Tensor]) -> list[Tensor]:
+        if self._whole is not None:
+            return self._whole.project(weights, list(self.activations), self.bound)
+        layers = self._limited()
+        if all(_bounded_alike(layer, layers[0]) for layer in layers):
+            return layers[0].norm.project_all(weights, [layer.bound for layer in layers])
+        return [layer.bounded_weight() for layer in layers]
 
     def layer_bounds(self, weights: Sequence[Tensor]) -> list[LipschitzBound]:
         """The bounds of the layers with these weights in use."""
@@ -133,24 +145,17 @@ class LipschitzNetwork(BranchModule):
         def measure() -> list[LipschitzBound]:
             return [layer.certify(weight) for layer, weight in zip(self._limited(), weights, strict=True)]
 
-        return self._remembered(self._measured, measure, *weights)
+        return self._recall(self._measured, measure, *weights) if self._remembers() else measure()
 
-    def _remembered(
-        self, memory: Memory[list[Result]], compute: Callable[[], list[Result]], *more: Tensor
-    ) -> list[Result]:
-        """What follows from the layers, found again once they have changed, where no graph is wanted."""
-        layers = self._limited()
-        plain = torch.compiler.is_compiling() or not all(map(_is_pure, layers))
-        if plain or torch.is_grad_enabled() or transformed():
-            return compute()
+    def _remembers(self) -> bool:
+        """Whether what follows from the layers may be remembered: no graph is wanted, and nothing else plays a part."""
+        graph = torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed()
+        return not graph and self._whole is None and all(map(_is_pure, self._limited()))
+
+    def _recall(self, memory: Memory[list[Result]], compute: Callable[[], list[Result]], *more: Tensor) -> list[Result]:
+        """What follows from the layers, found again once they have changed."""
         state = [*more, *self.layers.parameters(), *self.layers.buffers()]
-        return list(memory(state, [(layer.bound, layer.norm) for layer in layers], compute))
-
-    def _project(self, weights: list[Tensor]) -> list[Tensor]:
-        layers = self._limited()
-        if all(_bounded_alike(layer, layers[0]) for layer in layers):
-            return layers[0].norm.project_all(weights, [layer.bound for layer in layers])
-        return [layer.bounded_weight() for layer in layers]
+        return list(memory(state, [(layer.bound, layer.norm) for layer in self._limited()], compute))
 
     def shifts(self, context: Tensor | None) -> list[Tensor]:
         """The bias of each layer, ``(out,)``, or with a context ``(B, out)``.

@@ -167,6 +167,8 @@ class SpectralNorm(OperatorNorm):
                 for i, part, slope in zip(group, value, gradient, strict=True):
                     values[i], gradients[i] = part, slope.mT if is_wide(matrices[i]) else slope
         pairs = chain.from_iterable(zip(matrices, gradients, strict=True))
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return torch.stack(values)
         # The compiler follows classes that it finds by name, and no derivatives in forward mode.
         function = _Traced.apply if torch.compiler.is_compiling() else _WithGradient.run
         found: Tensor = function(torch.stack(values), self.differentiable, *pairs)
