@@ -77,7 +77,7 @@ def test_a_transform_is_one_graph_with_the_numbers_of_eager(name, training, eps)
 
 @pytest.mark.slow
 @pytest.mark.ways
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
 @pytest.mark.parametrize("name", ROWS)
 def test_an_evaluation_without_gradient_is_one_graph(name, eps):
     x, context = ROWS[name].inputs()
@@ -86,7 +86,7 @@ def test_an_evaluation_without_gradient_is_one_graph(name, eps):
         assert_alike(compiled(transform)(x, context), transform(x, context), eps)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
 class TestChance:
     def test_rows_that_go_on_have_the_numbers_of_eager(self, eps):
         """Seeds of which a quarter lets the last group go on, some for several terms."""
@@ -177,7 +177,7 @@ class TestChance:
         assert not torch.equal(call(x)[1], wanted)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
 class TestErrors:
     @pytest.mark.parametrize("training", [True, False])
     def test_nan_is_refused_with_the_name(self, training):
@@ -246,7 +246,7 @@ class TestErrors:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
 @pytest.mark.usefixtures("users_defaults")
 @pytest.mark.parametrize("logdet", [fp.ExactLogDet(), fp.Krylov()])
 def test_generated_code_has_the_gradients_of_eager(logdet):
@@ -259,7 +259,7 @@ def test_generated_code_has_the_gradients_of_eager(logdet):
     assert_alike(got, numbers(flow, flow, x, None), torch.finfo(torch.float32).eps)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
 class TestExport:
     @pytest.mark.parametrize("make", [lambda: fp.ResidualStack(3, 2, (8,)), lambda: residual(context_features=2)])
     def test_a_program_takes_batches_of_any_size(self, make, eps):
