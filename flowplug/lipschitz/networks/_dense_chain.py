@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._precision import in_dtype
-from flowplug.branch import Linearization, lipschitz_bound
+from flowplug.branch import lipschitz_bound
 from flowplug.lipschitz.activations import Activation, CLipSwish, linearize
+from flowplug.lipschitz.networks._network import ClosedForm
 
 
 class Slopes(NamedTuple):
@@ -40,7 +41,7 @@ def with_slopes(activation: nn.Module, x: Tensor) -> tuple[Tensor, Slopes]:
     return value, Slopes(slope)
 
 
-class DenseChain(Linearization):
+class DenseChain(ClosedForm):
     r"""The derivative of a dense network, layer by layer: each one's slopes, and the features that it adds to.
 
     Args:

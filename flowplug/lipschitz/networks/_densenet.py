@@ -13,7 +13,7 @@ from torch.nn import functional
 from flowplug._arguments import as_shape, require_ints, require_shape, require_sizes
 from flowplug._errors import LipschitzError
 from flowplug._precision import in_dtype
-from flowplug.branch import Linearization, LipschitzBound, compose_bounds
+from flowplug.branch import LipschitzBound, compose_bounds
 from flowplug.lipschitz.activations import CLipSwish
 from flowplug.lipschitz.layers import Layer, conv_layer, dense_layer
 from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
@@ -170,16 +170,6 @@ class DenseBranch(NetworkBranch):
     def _affine(self, i: int, hidden: Tensor) -> Tensor:
         layer = cast(Layer, self._network.layers[i])
         return layer.affine(hidden, self._folded[i], self._shifts[i])
-
-    def linearize(self, x: Tensor) -> Linearization:
-        """Products as explicit chains, where activations know their slopes: no graph to walk."""
-        chain = self._chain(x)
-        return super().linearize(x) if chain is None else chain
-
-    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and Jacobian in one chain of batched matrix products, where activations know their slopes."""
-        chain = self._chain(x)
-        return super().jacobian(x) if chain is None else (chain.y, chain.jacobian())
 
     def _chain(self, x: Tensor) -> DenseChain | None:
         activations = list(self._network.activations)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._arguments import as_shape, require_shape, require_sizes
-from flowplug.branch import Linearization, lipschitz_bound
+from flowplug.branch import lipschitz_bound
 from flowplug.lipschitz.activations import Activation, SineHuber, linearize
 from flowplug.lipschitz.layers import dense_layer
 from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
-from flowplug.lipschitz.networks._network import LipschitzNetwork, NetworkBranch
+from flowplug.lipschitz.networks._network import ClosedForm, LipschitzNetwork, NetworkBranch
 from flowplug.lipschitz.norms import NetworkNorm, OperatorNorm, PathNorm
 
 
@@ -101,16 +101,6 @@ class MLPBranch(NetworkBranch):
 
     _network: LipschitzMLP
 
-    def linearize(self, x: Tensor) -> Linearization:
-        """Products as explicit chains, where activations know their slope: no graph to walk, each slope taken once."""
-        chain = self._chain(x)
-        return super().linearize(x) if chain is None else chain
-
-    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and Jacobian in one chain of batched matrix products, where activations know their slope."""
-        chain = self._chain(x)
-        return super().jacobian(x) if chain is None else (chain.y, chain.jacobian())
-
     def _chain(self, x: Tensor) -> Chain | None:
         activations = list(self._network.activations)
         if not all(isinstance(part, Activation) or lipschitz_bound(part).elementwise for part in activations):
@@ -139,7 +129,7 @@ class MLPBranch(NetworkBranch):
         return MLPBranch(self._network, self.context, weights, shifts)
 
 
-class Chain(Linearization):
+class Chain(ClosedForm):
     r"""The derivative :math:`J = W_n D_{n-1} W_{n-1} \cdots D_1 W_1` of a perceptron, factor by factor.
 
     Args:

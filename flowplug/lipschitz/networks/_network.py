@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
@@ -18,6 +19,7 @@ from flowplug._reading import transformed
 from flowplug.branch import (
     Branch,
     BranchModule,
+    Linearization,
     LipschitzBound,
     compose_bounds,
     lipschitz_bound,
@@ -194,15 +196,23 @@ def _bounded_alike(layer: LipschitzLayer, other: LipschitzLayer) -> bool:
 
 
 def _is_pure(layer: LipschitzLayer) -> bool:
-    """Whether what the layer makes of its weight follows from its parameters, buffers, bound and norm."""
+    """Whether what the layer makes of its weight follows from that, its bound and a norm that cannot change."""
     norm = layer.norm
     frozen = is_dataclass(norm) and type(norm).__dataclass_params__.frozen
-    return type(layer).bounded_weight is LipschitzLayer.bounded_weight and (frozen or isinstance(norm, nn.Module))
+    return frozen and type(layer).bounded_weight is LipschitzLayer.bounded_weight
 
 
 @rule_for(LipschitzNetwork)
 def _(module: LipschitzNetwork) -> LipschitzBound:
     return module.certify(module.bounded_weights())._replace(limit=module.bound)
+
+
+class ClosedForm(Linearization):
+    """Products in closed form, and the Jacobian."""
+
+    @abc.abstractmethod
+    def jacobian(self) -> Tensor:
+        """The matrices ``(B, D, D)``."""
 
 
 class NetworkBranch(Branch):
@@ -222,6 +232,21 @@ class NetworkBranch(Branch):
     def _affine(self, i: int, hidden: Tensor) -> Tensor:
         layer = cast(Layer, self._network.layers[i])
         return layer.affine(hidden, self._weights[i], self._shifts[i])
+
+    def linearize(self, x: Tensor) -> Linearization:
+        """Products in closed form, where there is one: no graph to walk, each slope taken once."""
+        chain = self._chain(x)
+        return super().linearize(x) if chain is None else chain
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and Jacobian in one chain of matrix products, where there is a closed form."""
+        chain = self._chain(x)
+        return super().jacobian(x) if chain is None else (chain.y, chain.jacobian())
+
+    def _chain(self, x: Tensor) -> ClosedForm | None:
+        """The derivative at ``x: (B, *event)`` in closed form, where activations know their slopes."""
+        del x
+        return None
 
     def select(self, index: Tensor | slice) -> NetworkBranch:
         """The branch of the rows in ``index`` only."""
