@@ -158,6 +158,9 @@ CORE = {
     "ActNorm": Row(lambda **k: fp.ActNorm(3, **k)),
     "Whitening": Row(lambda **k: fp.Whitening(3, **k)),
     "ActNorm image": Row(lambda **k: fp.ActNorm(2, event_dim=3, **k), event=(2, 2, 2)),
+    "Marginals": Row(lambda **k: fp.MarginalGaussianization(3, **k)),
+    "Marginals pixels": Row(lambda **k: fp.MarginalGaussianization((2, 2, 2), knots=5, **k), event=(2, 2, 2)),
+    "Marginals channels": Row(lambda **k: fp.MarginalGaussianization(2, event_dim=3, **k), event=(2, 2, 2)),
     "Residual": Row(residual),
     "Residual d=1": Row(lambda **k: residual(event=1, **k), event=(1,), exempt=EIGHT_BITS),
     "Residual context": Row(lambda **k: residual(context_features=2, **k), context=2),
@@ -300,16 +303,23 @@ ADAPTERS = {
         exempt=REFUSED_TWICE,
     ),
     "nflows Whitening": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.Whitening(3), **k))),
+    "nflows Marginals": Row(
+        lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.MarginalGaussianization(3), **k))
+    ),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
     "normflows own net": Row(normflows_own_net, exempt=OWN),
     "normflows own CNN": Row(normflows_own_cnn, event=(2, 2, 2), exempt=OWN),
     "normflows Whitening": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.Whitening(3), **k))),
+    "normflows Marginals": Row(
+        lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.MarginalGaussianization(3), **k))
+    ),
     "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
     "zuko": Row(zuko_residual),
     "zuko context": Row(zuko_context, context=2),
     "zuko stochastic": Row(zuko_stochastic, exempt=OWN_NOISE),
     "zuko Whitening": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.Whitening(3), **k))),
+    "zuko Marginals": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.MarginalGaussianization(3), **k))),
     "zuko ActNorm": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.ActNorm(3), **k))),
 }

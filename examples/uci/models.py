@@ -34,12 +34,14 @@ HOSTS = {
     "nflows-rqs": Host(spline_coupling, flowplug_nflows.NflowsTransform, nflows_density),
     "normflows-realnvp": Host(affine_coupling, flowplug_normflows.NormflowsFlow, normflows_density),
 }
-PATTERNS = {  # of a host's layers (h), residual (r), dense (d) or both (b) transforms, from data to latent
+MIXTURES = {  # of a host's layers (h), residual (r), dense (d) or both (b) transforms, from data to latent
     "": "hhhhhh",
     "+residual": "rhhrhh",
     "+dense": "dhdhdh",
     "+residual+dense": "bhhbhh",
 }
+MARGINAL = "+marginal"  # behind the name of a flow: splines of the features (m) before all of its layers
+PATTERNS = MIXTURES | {name + MARGINAL: f"m{pattern}" for name, pattern in MIXTURES.items()}
 
 
 def arranged(host: Host, pattern: str, features: int, hidden: int) -> Density:
@@ -48,6 +50,9 @@ def arranged(host: Host, pattern: str, features: int, hidden: int) -> Density:
     for i, kind in enumerate(pattern):
         if kind == "h":
             layers += host.layer(features, hidden, pattern[:i].count("h"))
+            continue
+        if kind == "m":
+            layers.append(host.wrap(fp.MarginalGaussianization(features)))
             continue
         if kind == "r":
             layers.append(host.wrap(fp.ActNorm(features)))
@@ -70,6 +75,13 @@ def residual_flow(features: int, hidden: int) -> Density:
     return zuko_density(features, list(flow.transform.transforms))
 
 
+def marginal_residual(features: int, hidden: int) -> Density:
+    """The same behind splines of the features."""
+    flow = flowplug_zuko.ResidualFlow(features, transforms=8, hidden_features=residual_widths(features, hidden))
+    marginals = flowplug_zuko.ZukoTransform(fp.MarginalGaussianization(features))
+    return zuko_density(features, [marginals, *flow.transform.transforms])
+
+
 def normflows_residual(features: int, hidden: int) -> Density:
     """Residual blocks as the documentation of normflows builds them, as many and of the same widths as ours."""
     widths = [features, *residual_widths(features, hidden), features]
@@ -86,11 +98,12 @@ def dense_flow(features: int, parameters: int) -> Density:
 
 MODELS: dict[str, Callable[[int, int], Density]] = {  # (features, hidden)
     host + pattern: partial(arranged, HOSTS[host], PATTERNS[pattern]) for host in HOSTS for pattern in PATTERNS
-} | {"residual": residual_flow, "normflows-residual": normflows_residual}
+} | {"residual": residual_flow, "residual+marginal": marginal_residual, "normflows-residual": normflows_residual}
 NAMES = [*MODELS, "dense"]
 EAGER = ("normflows-residual",)  # torch.compile refuses its double backward
 PLAIN = {host + pattern: host for host in HOSTS for pattern in PATTERNS if pattern} | {  # what each is judged against
-    "residual": "normflows-residual"
+    "residual": "normflows-residual",
+    "residual+marginal": "normflows-residual",
 }
 
 

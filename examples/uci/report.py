@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from common.report import markdown, shown, write_lines, write_text
-from uci.models import PLAIN
+from uci.models import MARGINAL, PLAIN
 from uci.runs import Config, Line, run_path, title_of
+
+Runs = dict[int, tuple[Tensor, Line]]  # by seed: test log-likelihoods, and what else there is
 
 SAMPLES = 200  # whose time is measured
 STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
@@ -61,13 +63,13 @@ def cells(line: Line) -> list[str]:
 def summary(lines: Sequence[Line], out: Path) -> str:
     """Means over seeds as a Markdown table, and what flowplug's transforms gain: differences on the same test rows.
 
-    In bold the mixture with each host flow that is best on validation rows: the one to judge by.
+    Last, what the splines of the features gain over the same flow without them. In bold the mixture with each host flow that is best on validation rows: the one to judge by.
     """
     columns = [
         "data", "model", "seeds", "validation", "test log-likelihood (nats) ± 2 s.e.", "steps", "gain (nats) ± 2 s.e.",
-        "of each seed",
+        "of each seed", "of marginals",
     ]  # fmt: skip
-    done: dict[tuple[str, str], dict[int, tuple[Tensor, Line]]] = {key_of(line): {} for line in lines}
+    done: dict[tuple[str, str], Runs] = {key_of(line): {} for line in lines}
     for line in lines:
         values = log_likelihoods(line["config"], out)
         if "failed" not in line and values is not None:
@@ -78,8 +80,9 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         name = PLAIN.get(model, "")
         rivals = [key for key in validation if key[0] == data and PLAIN.get(key[1]) == name]
         chosen = bool(name) and (data, model) == max(rivals, key=validation.__getitem__, default=None)
-        plain = done.get((data, name), {})
-        gain = {seed: values - plain[seed][0] for seed, (values, _) in runs.items() if seed in plain}
+        gain = gains(runs, done.get((data, name), {}))
+        without = model.removesuffix(MARGINAL)
+        of_marginals = gains(runs, done.get((data, without), {})) if without != model else {}
         title = ", ".join(dict.fromkeys(title_of(line["config"]) for _, line in runs.values())) or model
         rows.append([
             data,
@@ -90,8 +93,14 @@ def summary(lines: Sequence[Line], out: Path) -> str:
             round(mean(line["steps"] for _, line in runs.values())) if runs else "",
             estimate(list(gain.values()), "+"),
             " ".join(f"{float(value.mean()):+.2f}" for value in gain.values()),
+            estimate(list(of_marginals.values()), "+"),
         ])  # fmt: skip
     return markdown(columns, rows)
+
+
+def gains(runs: Runs, plain: Runs) -> dict[int, Tensor]:
+    """Differences ``(rows,)`` of the test log-likelihoods of each seed that both have."""
+    return {seed: values - plain[seed][0] for seed, (values, _) in runs.items() if seed in plain}
 
 
 def key_of(line: Line) -> tuple[str, str]:
@@ -122,7 +131,9 @@ def log_likelihoods(config: Config, out: Path) -> Tensor | None:
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draws validation log-likelihood against time, a panel per table: a colour per host, a line style per mixture."""
+    """Draws validation log-likelihood against time, a panel per table: a colour per host, a line style per
+    mixture, of twice the width behind marginals.
+    """
     done = [line for line in lines if "failed" not in line]
     names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
     hosts = list(dict.fromkeys(line["config"]["model"].partition("+")[0] for line in done))
@@ -134,7 +145,9 @@ def draw(lines: Sequence[Line], path: Path) -> None:
             model = line["config"]["model"]
             host, _, mixture = model.partition("+")
             points = [(seconds, value) for seconds, _, value, _ in line["curve"] if value is not None]
-            style = {"color": f"C{hosts.index(host)}", "linestyle": STYLES[mixture], "linewidth": 1}
+            linestyle = STYLES[mixture.removesuffix(MARGINAL[1:]).rstrip("+")]
+            width = 2 if model.endswith(MARGINAL) else 1
+            style = {"color": f"C{hosts.index(host)}", "linestyle": linestyle, "linewidth": width}
             (labels[model],) = axis.plot(*zip(*points, strict=True), **style)
             tails += [value for _, value in points[len(points) // 4 :]]
         if tails:

@@ -72,11 +72,24 @@ class TestModels:
     @pytest.mark.parametrize(
         ("pattern", "residuals", "denses"), [("+residual", 2, 0), ("+dense", 0, 3), ("+residual+dense", 2, 2)]
     )
-    def test_mixed_flows_have_the_transforms_they_name(self, pattern, residuals, denses):
+    @pytest.mark.parametrize("marginal", ["", models.MARGINAL])
+    def test_mixed_flows_have_the_transforms_they_name(self, pattern, residuals, denses, marginal):
         for host in models.HOSTS:
-            parts = list(models.MODELS[host + pattern](5, 10).modules())
+            parts = list(models.MODELS[host + pattern + marginal](5, 10).modules())
+            assert sum(isinstance(part, fp.MarginalGaussianization) for part in parts) == bool(marginal)
             assert sum(isinstance(part, fp.ResidualTransform) for part in parts) == residuals
             assert sum(isinstance(part, fp.DenseTransform) for part in parts) == denses
+
+    @pytest.mark.parametrize("name", [*models.HOSTS, "residual", "zuko-maf+residual+dense"])
+    def test_marginals_come_first(self, name):
+        density, seen, x = models.MODELS[name + models.MARGINAL](5, 10), [], torch.randn(300, 5).exp()
+        for part in density.modules():
+            if isinstance(part, fp.MarginalGaussianization):
+                part.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs[0])))
+        density.start(x)
+        ((first, scores),) = seen
+        assert torch.equal(first, x)
+        torch.testing.assert_close(scores.std(0), torch.ones(5), atol=0.1, rtol=0)
 
     @pytest.mark.parametrize("pattern", ["", "+residual", "+dense", "+residual+dense"])
     def test_couplings_alternate(self, pattern):

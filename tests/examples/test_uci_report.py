@@ -46,9 +46,9 @@ class TestSummary:
         *_, plain, row = summary(lines, tmp_path).splitlines()
         mean = 2 * ((0.5**2 + 100.5**2 + 50.5**2 + 7.5**2 - 4 * 39.75**2) / 3 / 4 + 0.5 / 2) ** 0.5
         gain = 2 * (4 / 3 / 4 + 2 / 2) ** 0.5  # means of rows 2 4 2 4, of seeds 4 2
-        assert plain == f"| t | zuko-maf | 0 1 | 0.000 | 39.750 ± {mean:.3f} | 10 |  |  |"
+        assert plain == f"| t | zuko-maf | 0 1 | 0.000 | 39.750 ± {mean:.3f} | 10 |  |  |  |"
         assert row.startswith("| t | **zuko-maf+dense** | 1 0 2 | 0.000 | 31.")
-        assert row.endswith(f" | 11 | +3.000 ± {gain:.3f} | +4.00 +2.00 |")
+        assert row.endswith(f" | 11 | +3.000 ± {gain:.3f} | +4.00 +2.00 |  |")
 
     def test_one_seed_has_the_error_of_its_rows(self, tmp_path):
         lines = [
@@ -56,13 +56,19 @@ class TestSummary:
             saved_line(tmp_path, "normflows-residual", 0, [0.0, 0.0, 0.0, 0.0]),
         ]
         *_, row, _ = summary(lines, tmp_path).splitlines()
-        assert row.split(" | ")[2:] == ["0", "0.000", "2.000 ± 1.155", "10", "+2.000 ± 1.155", "+2.00 |"]
+        assert row.split(" | ")[2:] == ["0", "0.000", "2.000 ± 1.155", "10", "+2.000 ± 1.155", "+2.00", " |"]
 
     def test_the_best_mixture_on_validation_rows_is_in_bold(self, tmp_path):
         models = {"zuko-maf": 9, "zuko-maf+dense": 1, "zuko-maf+residual": 2, "nflows-rqs+dense": 0, "dense": 5}
         lines = [saved_line(tmp_path, model, 0, [0.0, 1.0], validation=v) for model, v in models.items()]
         bold = [row.split(" | ")[1] for row in summary(lines, tmp_path).splitlines() if "**" in row]
         assert bold == ["**zuko-maf+residual**", "**nflows-rqs+dense**"]
+
+    def test_marginals_are_judged_against_the_same_flow_without(self, tmp_path):
+        models = {"residual": [1.0, 1.0], "residual+marginal": [2.0, 4.0], "normflows-residual": [0.0, 0.0]}
+        lines = [saved_line(tmp_path, model, 0, values) for model, values in models.items()]
+        row = summary(lines, tmp_path).splitlines()[3]
+        assert row.endswith(" | +3.000 ± 2.000 | +3.00 | +2.000 ± 2.000 |")
 
     def test_values_of_other_options_and_failed_runs_are_not_compared(self, tmp_path):
         old = saved_line(tmp_path, "zuko-maf", 0, [0.0, 1.0])

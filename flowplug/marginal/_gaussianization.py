@@ -1,0 +1,212 @@
+"""Marginal Gaussianization: a monotone spline per feature that starts from data, then trains."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowplug._arguments import as_shape, require_ints, require_numbers, require_positive, require_shape
+from flowplug._errors import ShapeError
+from flowplug._precision import at_least_single, in_dtype
+from flowplug._start import FromData
+from flowplug._transform import Transform
+from flowplug.marginal import _fit
+from flowplug.marginal._spline import Spline
+
+NARROWEST = 1e-3  # of the mean width of a piece, and of its height
+MOST_ROWS = 1 << 18  # that a start looks at
+ROWS_TO_CHOOSE_BY = 1 << 12
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class MarginalGaussianization(FromData, Transform):
+    r"""A monotone spline per feature that starts from the shapes of the data's distributions, then trains.
+
+    .. math:: y_i = f_i(x_i), \qquad \mathrm{ladj} = \sum_i \log f_i'(x_i)
+
+    The splines are rational-quadratic between their knots and straight beyond, with the inverse in closed form. They
+    start from the first 256 rows met by `forward` in train mode, in whatever units: from the first batch, or, with a
+    `StartWarning`, from as many small ones as it takes. `start` takes rows by name, in any mode, some thousands rather
+    than some hundreds, and `reset` goes back to the identity. The place is in front of a flow, where features are those
+    of the data: a `Whitening` behind then sees distributions that are nearly normal.
+
+    With a share of 1 the knots start at quantiles, which they map to those of a standard normal. Where features depend
+    on each other more than on shapes of their own, as the pixels of a patch do, that bends what was straight. So the
+    start goes a share of the way from the map that standardises each feature, in quarters: that after which an
+    elliptical distribution, fitted to one half of the rows, gives the highest likelihood to the other. Tied values are
+    kept apart by some thousandth of a standard deviation; a constant feature is centred and left at its scale; the
+    slope of a tail is that of largest likelihood for the n rows beyond the knot, which so have scores of at most
+    :math:`2.7 + \sqrt{n + 4}`.
+
+    Buffers hold the start (saved, loaded, averaged, and broadcast by DDP), and parameters what training adds to the
+    logarithms of widths, heights and slopes, from 0. Where training starts with `inverse`, as for a reverse KL
+    divergence, the map does not start from data later, and a `StartWarning` says so.
+
+    Reference: Chen, Gopinath, "Gaussianization", NeurIPS 2000; Durkan et al., "Neural Spline Flows", NeurIPS 2019,
+    eqs. (4)-(8), for the pieces; Meng et al., "Gaussianization Flows", AISTATS 2020, for splines that train.
+
+    Args:
+        features: Width of the events, or their shape, or the first sizes of this, as channels of images: each entry of
+            ``features`` has a spline, which the dimensions after these share.
+        event_dim: Number of dimensions of an event; by default those of ``features``, and 3 for images.
+        knots: Number of knots of each spline, odd; 2.7 standard deviations to either side at first.
+        share: Of the way from standardising to normal scores, in [0, 1]; ``None`` chooses.
+
+    Raises:
+        ShapeError: A size is below 1, ``event_dim`` below the number of sizes, or an input has another shape.
+        ValueError: ``knots`` is even or below 3, or ``share`` not in [0, 1].
+
+    Example:
+        >>> marginals, x = MarginalGaussianization(2), torch.randn(1000, 2).exp()
+        >>> y, ladj = marginals(x)
+        >>> bool((y.abs() < 5).all()), x.max() > 10
+        (True, tensor(True))
+        >>> MarginalGaussianization((1, 28, 28)).event_shape, MarginalGaussianization(3, event_dim=3).event_shape
+        ((1, 28, 28), (3, None, None))
+    """
+
+    location: Tensor
+    scale: Tensor
+    rows: Tensor
+    start_widths: Tensor
+    start_heights: Tensor
+    start_slopes: Tensor
+    start_shift: Tensor
+    rows_needed = 256
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        *,
+        event_dim: int | None = None,
+        knots: int = 25,
+        share: float | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        require_shape(name, features=features)
+        require_ints(name, knots=knots)
+        require_positive(name, features=features)
+        shape = as_shape(features)
+        if event_dim is None:
+            event_dim = len(shape)
+        require_ints(name, event_dim=event_dim)
+        if event_dim < len(shape):
+            raise ShapeError(
+                f"{name}: features {shape} are {len(shape)} of an event's dimensions; got event_dim {event_dim}"
+            )
+        if knots < 3 or knots % 2 == 0:
+            raise ValueError(f"{name} needs an odd number of knots, at least 3; got {knots}")
+        if share is not None:
+            require_numbers(name, share=share)
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}(share=...) must be in [0, 1]; got {share}")
+        self.event_dim = event_dim
+        self.event_shape = (*shape, *[None] * (event_dim - len(shape)))
+        self._own = len(shape)
+        self.features, self.knots, self.share = torch.Size(shape).numel(), knots, share
+        self._step = 2 * _fit.LARGEST / (knots - 1)
+        self.register_buffer("location", torch.zeros(self.features))
+        self.register_buffer("scale", torch.ones(self.features))
+        # Those met so far, while they are too few.
+        self.register_buffer("rows", torch.zeros(self.rows_needed, self.features))
+        # Logarithms of widths and heights, in `_step`, and of slopes: buffers start, parameters train from there.
+        for part, width in {"widths": knots - 1, "heights": knots - 1, "slopes": knots}.items():
+            self.register_buffer(f"start_{part}", torch.zeros(self.features, width))
+            self.register_parameter(f"log_{part}", nn.Parameter(torch.zeros(self.features, width)))
+        self.register_buffer("start_shift", torch.zeros(self.features, 1))
+        self.shift = nn.Parameter(torch.zeros(self.features, 1))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        del context
+        self._meet(x)
+        y, log_slopes = self._spline()((self._columns(x) - self._wide("location")) / self._wide("scale"))
+        return self._events(y, x), self._ladj(log_slopes, x)
+
+    def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        del context
+        self._keep()
+        x, log_slopes = self._spline().inverse(self._columns(y))
+        return self._events(x * self._wide("scale") + self._wide("location"), y), -self._ladj(log_slopes, y)
+
+    def _spline(self) -> Spline:
+        """That of standardised features, in no less than single precision: knots are sums."""
+        widths, heights, log_slopes = (
+            at_least_single(self._steady(getattr(self, f"start_{part}")))
+            + at_least_single(getattr(self, f"log_{part}"))
+            for part in ("widths", "heights", "slopes")
+        )
+        shift = at_least_single(self._steady(self.start_shift)) + at_least_single(self.shift)
+        x, y = (_fit.from_middle(self._lengths(logs)) for logs in (widths, heights))
+        return Spline(x, y + shift, log_slopes.exp())
+
+    def _lengths(self, logs: Tensor) -> Tensor:
+        return self._step * (NARROWEST + (1 - NARROWEST) * logs.exp())
+
+    def _logs(self, lengths: Tensor) -> Tensor:
+        return ((lengths / self._step - NARROWEST) / (1 - NARROWEST)).clamp(min=NARROWEST).log()
+
+    def _wide(self, name: str) -> Tensor:
+        return at_least_single(self._steady(getattr(self, name)))[:, None]
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """The values ``(F, N)`` of each feature, in no less than single precision."""
+        return at_least_single(self._samples(x).movedim(1, 0).reshape(self.features, -1))
+
+    def _samples(self, x: Tensor) -> Tensor:
+        """The events as ``(B, F, S)``, with S values of a feature in each."""
+        split = x.dim() - self.event_dim
+        return x.reshape(x.shape[:split].numel(), self.features, x.shape[split + self._own :].numel())
+
+    def _events(self, columns: Tensor, like: Tensor) -> Tensor:
+        batch, _, values = self._samples(like).shape
+        return in_dtype(columns.reshape(self.features, batch, values).movedim(1, 0).reshape(like.shape), like.dtype)
+
+    def _ladj(self, log_slopes: Tensor, like: Tensor) -> Tensor:
+        batch, _, values = self._samples(like).shape
+        logs = (log_slopes - self._wide("scale").log()).reshape(self.features, batch, values)
+        return in_dtype(logs.sum((0, 2)).reshape(like.shape[: like.dim() - self.event_dim]), like.dtype)
+
+    def _take_in(self, rows: Tensor, seen: float) -> None:
+        before = round(seen)
+        new = self._values(rows, before)
+        values = torch.cat([self.rows[:before].to(new), new]) if before else new
+        location, scale = _fit.location_and_scale(values)
+        scaled, gap = (values - location) / scale, 3 * NARROWEST * self._step
+        share = self.share
+        if share is None:
+            share = _fit.best_share(thinned(scaled, ROWS_TO_CHOOSE_BY), self.knots, gap)
+        spline = _fit.blended(_fit.normal_scores(scaled, self.knots, gap), scaled, share)
+        middle = self.knots // 2
+        self.location.copy_(location + scale * spline.x[:, middle])
+        self.scale.copy_(scale)
+        self.start_widths.copy_(self._logs(spline.x.diff()))
+        self.start_heights.copy_(self._logs(spline.y.diff()))
+        self.start_slopes.copy_(spline.slope.log())
+        self.start_shift.copy_(spline.y[:, middle, None])
+        if len(values) < self.rows_needed:
+            self.rows[before : len(values)] = new
+        else:
+            self.rows.zero_()
+
+    def _values(self, x: Tensor, before: int) -> Tensor:
+        """Values ``(N, F)`` of ``x: (B, *event)``: of few images one of each, of another place for every image."""
+        samples = self._samples(x)
+        batch, _, values = samples.shape
+        if batch < self.rows_needed:
+            image = torch.arange(batch, device=x.device)
+            place = ((before + image) * GOLDEN % 1 * values).long()
+            return samples[image, :, place]
+        return thinned(samples.movedim(2, 1).reshape(-1, self.features), MOST_ROWS)
+
+    def _forget(self) -> None:
+        for name, value in self.named_buffers():
+            value.fill_(name == "scale")
+        for parameter in self.parameters():
+            parameter.zero_()
+
+
+def thinned(rows: Tensor, most: int) -> Tensor:
+    """Every k-th row, so that there are at most so many."""
+    return rows[:: max(1, math.ceil(len(rows) / most))]
