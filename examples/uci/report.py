@@ -63,7 +63,8 @@ def cells(line: Line) -> list[str]:
 def summary(lines: Sequence[Line], out: Path) -> str:
     """Means over seeds as a Markdown table, and what flowplug's transforms gain: differences on the same test rows.
 
-    Last, what the splines of the features gain over the same flow without them. In bold the mixture with each host flow that is best on validation rows: the one to judge by.
+    Last what splines of the features gain, over the same flow without them. In bold the mixture with each host flow
+    that is best on validation rows: the one to judge by.
     """
     columns = [
         "data", "model", "seeds", "validation", "test log-likelihood (nats) ± 2 s.e.", "steps", "gain (nats) ± 2 s.e.",
@@ -131,8 +132,9 @@ def log_likelihoods(config: Config, out: Path) -> Tensor | None:
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draws validation log-likelihood against time, a panel per table: a colour per host, a line style per
-    mixture, of twice the width behind marginals.
+    """Draws validation log-likelihood against time, a panel per table: a colour per host, a line style per mixture.
+
+    Lines of flows behind splines of the features are twice as wide.
     """
     done = [line for line in lines if "failed" not in line]
     names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
