@@ -52,6 +52,7 @@ class Options:
     models: tuple[str, ...] = tuple(models.NAMES)  # flows to train
     seeds: tuple[int, ...] = (0,)  # a run of each model from each
     seconds: float | None = None  # wall time of each run; 600 without --steps
+    cpu: bool = False  # --seconds of CPU time, which other work on the machine does not spend
     steps: int | None = None  # length of each run in steps, instead of --seconds
     parameters: int = 100_000  # of each model, about
     batch: int = 512  # rows per step, of all processes
@@ -98,8 +99,10 @@ class Options:
         runs = [(model, seed) for model in self.models for seed in self.seeds]
         configs = [{"data": Path(source).stem, "model": model, "seed": seed, **shared} for model, seed in runs]
         for config in configs:
+            if self.cpu:
+                config["cpu"] = True  # else there is none, as in results of before
             if self.compile and config["model"] not in models.EAGER:
-                config["compile"] = True  # else there is none, as in results of before
+                config["compile"] = True
         return configs
 
     def load(self, source: str, device: torch.device) -> Table:

@@ -156,7 +156,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
             low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
             margin = 0.05 * (high - low) or 1.0
             axis.set_ylim(low - margin, high + margin)
-        axis.set(title=name, xlabel="wall time of training, s", ylabel="validation log-likelihood, nats")
+        axis.set(title=name, xlabel="time of training, s", ylabel="validation log-likelihood, nats")
     figure.legend(labels.values(), labels, loc="outside right center", fontsize=7)
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -177,7 +178,8 @@ def options(config: Config) -> training.Options:
     """Those of the common loop."""
     same = {key: config[key] for key in ("lr", "weight_decay", "warmup", "clip", "batch", "checks")}
     budget = {"steps": config["steps"]} if config["steps"] else {"seconds": config["seconds"]}
-    return training.Options(**budget, **same, compile="compile" in config)
+    clock = time.process_time if "cpu" in config else time.perf_counter
+    return training.Options(**budget, **same, clock=clock, compile="compile" in config)
 
 
 def thinned(rows: Tensor, most: int) -> Tensor:

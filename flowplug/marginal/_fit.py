@@ -49,7 +49,7 @@ def normal_scores(rows: Tensor, knots: int, gap: float) -> Spline:
     y = at.to(x).expand(x.shape)
     secant = y.diff() / width
     low, high = (_tail_slope(e, float(at[-1])) for e in (x[:, :1] - rows.T, rows.T - x[:, -1:]))
-    spline = Spline(x, y, torch.cat([low, 2 / (1 / secant[:, 1:] + 1 / secant[:, :-1]), high], 1))
+    spline = Spline(x, y, torch.cat([low, (secant[:, 1:] + secant[:, :-1]) / 2, high], 1))
     y = scores(knots).to(x).expand(len(x), -1)
     x, log_slope = spline.inverse(y.contiguous())
     return Spline(x, y, log_slope.exp())

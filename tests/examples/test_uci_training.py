@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import time
 from functools import partial
 
 import pytest
@@ -37,6 +38,11 @@ def _traced(monkeypatch):
 
 def same(state, other):
     return all(torch.equal(value, other[key]) for key, value in state.items())
+
+
+def test_seconds_are_of_the_wall_or_of_the_processor(training):
+    assert training().options.clock is time.perf_counter
+    assert training(cpu=True).options.clock is time.process_time
 
 
 @pytest.mark.slow
