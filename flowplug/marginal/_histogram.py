@@ -134,7 +134,7 @@ class HistogramGaussianization(FromData, Transform):
             tables, values = self._tables(), self._values(y)
             score = torch.clamp(values, tables.scores[:, :1], tables.scores[:, -1:])
             beyond = values - score
-            cell = self._found(tables.scores, score.detach())
+            cell = tables.cell_of(score.detach())
             at = tables.at(cell)
             upper = score > 0
             share = torch.special.erfc(torch.where(upper, score, -score) / math.sqrt(2)) / 2
@@ -166,13 +166,6 @@ class HistogramGaussianization(FromData, Transform):
     def _cell(self, scaled: Tensor) -> Tensor:
         return scaled.detach().clamp(0, self.levels - 1).long()
 
-    def _found(self, scores: Tensor, values: Tensor) -> Tensor:
-        """The cells of scores ``(B, E, S)``."""
-        batch, entries, shared = values.shape
-        columns = values.movedim(0, 1).reshape(entries, batch * shared).contiguous()
-        cell = torch.searchsorted(scores, columns, right=True) - 1
-        return cell.clamp(0, self.levels - 1).reshape(entries, batch, shared).movedim(0, 1)
-
     def _tables(self) -> _polya.Tables:
         counts, width = self.counts, self._width
         # To look whether they are still the same reads the device, for which no step of a training waits.
@@ -186,7 +179,7 @@ class HistogramGaussianization(FromData, Transform):
         entries, shared = values.shape[1:]
         first = self.levels * torch.arange(entries, device=rows.device)[:, None]
         counts = at_least_single(self.counts).clone()
-        for chunk in values.split(max(1, CHUNK // (entries * shared))):
+        for chunk in torch.split(values, max(1, CHUNK // (entries * shared))):
             index = self._cell(self._in_cells(chunk)) + first
             counts += torch.bincount(index.flatten(), minlength=counts.numel()).reshape(counts.shape) / shared
         self.counts.copy_(counts * min(1, MOST_ROWS / (seen + len(rows))))
@@ -203,10 +196,10 @@ class HistogramGaussianization(FromData, Transform):
             )
         elif values.numel() >= FEWEST_TO_TELL and any(map(self._on_lattice, [values] * 2, [0, 1])):
             self._say(
-                f"{name}: all values lie on one point of each cell, as if not dequantised; such data have no density, "
-                f"and log-likelihoods mean nothing. Add noise that fills the cells, new in every pass: for integers "
-                f"k from 0 to {self.levels - 1}, x = {self.low:g} + {self.high - self.low:g} * (k + torch.rand(k.shape)) "
-                f"/ {self.levels}"
+                f"{name}: all values lie on one point of each cell, as if not dequantised: such data have no density, "
+                "and log-likelihoods mean nothing. Add noise that fills the cells, new in every pass: for integers k "
+                f"from 0 to {self.levels - 1}, x = {self.low:g} + (k + torch.rand(k.shape)) * "
+                f"{self.high - self.low:g} / {self.levels}"
             )
 
     def _on_lattice(self, values: Tensor, less: int) -> bool:

@@ -1,4 +1,4 @@
-"""Masses of the cells of a grid, smoothed by a Polya tree, and the tables that a piecewise linear map reads them from."""
+"""Masses of the cells of a grid, smoothed by a Polya tree, and what a piecewise linear map reads from them."""
 
 import math
 from typing import NamedTuple
@@ -41,6 +41,20 @@ class Tables(NamedTuple):
         first = levels * torch.arange(entries, device=cell.device)[:, None]
         return Columns(*self.cells[cell + first].unbind(-1))
 
+    def cell_of(self, score: Tensor) -> Tensor:
+        """The indices of the cells of scores ``(B, E, S)``, by bisection: `torch.searchsorted` warns inside vmap."""
+        entries, levels = self.scores.shape[0], self.scores.shape[1] - 1
+        scores = self.scores.flatten()
+        first = (levels + 1) * torch.arange(entries, device=score.device)[:, None]
+        cell = torch.zeros_like(score, dtype=torch.long) + first
+        step = 1 << (levels.bit_length() - 1)
+        last = first + levels - 1
+        while step:
+            further = torch.minimum(cell + step, last)
+            cell = torch.where(scores[further] <= score, further, cell)
+            step //= 2
+        return cell - first
+
 
 @torch.no_grad()
 def tables(counts: Tensor, width: float) -> Tables:
@@ -81,4 +95,4 @@ def shares(counts: Tensor) -> Tensor:
 
 def _halves(nodes: Tensor) -> Tensor:
     """Next to each other in a last dimension of their own."""
-    return nodes.unflatten(-1, (-1, 2))
+    return nodes.reshape(*nodes.shape[:-1], -1, 2)
