@@ -32,7 +32,7 @@ def started(make, x, context):
     transform = make()
     transform(x, context)
     if len(x.shape) == 2 or x.dim() == 4:
-        more = [None if t is None else torch.randn(200, *t.shape[1:]) for t in (x, context)]
+        more = [None if t is None else torch.randn(300, *t.shape[1:]) for t in (x, context)]
         transform(*more)
     return transform
 

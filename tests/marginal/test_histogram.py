@@ -1,0 +1,379 @@
+"""Normal scores of values on a grid: exact masses, both tails, cells of little mass, starts, and what is kept."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import flowplug as fp
+from flowplug.marginal import _polya
+
+FEW = 8  # units of rounding
+
+
+def grey(rows, levels=256):
+    """One value, 90 % one value, two heaps with nothing between, a bell; dequantised."""
+    top = levels - 1
+    heaps = torch.where(
+        torch.rand(rows) < 0.5, torch.randint(1 + top // 8, (rows,)), top - torch.randint(1 + top // 8, (rows,))
+    )
+    columns = [
+        torch.zeros(rows),
+        torch.where(torch.rand(rows) < 0.9, 0, torch.randint(levels, (rows,))),
+        heaps,
+        (torch.randn(rows) * levels / 12 + levels / 2).round().clamp(0, top),
+    ]
+    return (torch.stack(columns, 1) + torch.rand(rows, 4)) / levels
+
+
+def started(features=4, rows=12000, **keywords):
+    transform = fp.HistogramGaussianization(features, **keywords)
+    transform.start(grey(rows, keywords.get("levels", 256)))
+    return transform.eval()
+
+
+def slopes(transform, x):
+    """Derivatives of the map, in double precision."""
+    exact = copy.deepcopy(transform).double()
+    x = x.detach().double().clone().requires_grad_()
+    return torch.autograd.grad(exact(x)[0].sum(), x)[0]
+
+
+def tree(counts, weight, depth=1):
+    """The shares of cells, one node after the other."""
+    if len(counts) == 1:
+        return [1.0]
+    half = 1 << ((len(counts) - 1).bit_length() - 1)
+    parts = counts[:half], counts[half:]
+    total, a = sum(counts), weight * depth**2
+    found = []
+    for part in parts:
+        # A part of one cell that stands for several has no further splits.
+        share = (sum(part) + a * len(part) / len(counts)) / (total + a)
+        found += [share * below for below in tree(part, weight, depth + 1 + missing(part, half))]
+    return found
+
+
+def missing(part, half):
+    """How many depths lie between a part and the first node below it with two halves in the grid."""
+    return (half - 1).bit_length() - (len(part) - 1).bit_length()
+
+
+class TestMasses:
+    @pytest.mark.parametrize("levels", [2, 3, 5, 8, 11, 16])
+    def test_are_those_of_a_polya_tree(self, levels, eps):
+        counts = torch.randint(6, (3, levels)).to(torch.get_default_dtype())
+        wanted = torch.tensor([tree(row, _polya.SMOOTHING) for row in counts.tolist()])
+        torch.testing.assert_close(_polya.shares(counts), wanted, rtol=FEW * 10 * eps, atol=0)
+        torch.testing.assert_close(wanted.sum(1), torch.ones(3))
+
+    def test_no_rows_weigh_every_cell_the_same(self):
+        for levels in (2, 3, 7, 256):
+            torch.testing.assert_close(_polya.shares(torch.zeros(1, levels)), torch.full((1, levels), 1 / levels))
+
+    @pytest.mark.parametrize("levels", [3, 16, 100])
+    def test_density_integrates_to_one(self, levels):
+        transform = started(levels=levels, rows=500)
+        x = torch.linspace(-1, 2, 300001)[:, None].expand(-1, 4)
+        y, _ = transform(x)
+        slope = slopes(transform, x)
+        density = slope * torch.exp(-y.double().square() / 2) / math.sqrt(2 * math.pi)
+        torch.testing.assert_close(torch.trapezoid(density, dx=1e-5, dim=0), torch.ones(4).double(), atol=2e-3, rtol=0)
+
+    def test_half_a_row_lies_beyond_either_end(self):
+        transform = started()
+        ends = torch.tensor([0.0, 1.0])[:, None].expand(-1, 4)
+        beyond = torch.special.ndtr(-transform(ends)[0].double().abs())
+        torch.testing.assert_close(beyond, torch.full((2, 4), 0.5 / 12002).double(), rtol=1e-4, atol=0)
+
+    def test_enough_rows_give_normal_scores(self):
+        y, _ = started()(grey(12000))
+        torch.testing.assert_close(y.mean(0), torch.zeros(4), atol=0.05, rtol=0)
+        torch.testing.assert_close(y.std(0), torch.ones(4), atol=0.05, rtol=0)
+        assert bool(torch.kthvalue(y[:, 0], 6000).values.abs() < 0.05)
+
+
+class TestRounding:
+    """In both directions, relative to what one unit of rounding of input and output stands for."""
+
+    @pytest.mark.parametrize("spread", ["data", "grid", "near", "far"])
+    def test_a_million_points_from_data(self, spread, eps):
+        transform = started()
+        x = {
+            "data": lambda: grey(250000),
+            "grid": lambda: torch.rand(250000, 4),
+            "near": lambda: 4 * torch.rand(250000, 4) - 2,
+            "far": lambda: 1e6 * torch.randn(250000, 4),
+        }[spread]()
+        exact = copy.deepcopy(transform).double()
+        with torch.no_grad():
+            y, ladj = transform(x)
+            back, _ = transform.inverse(y)
+            wanted, exact_ladj = exact(x.double())
+        slope = slopes(transform, x)
+        unit = 1 + x.double().abs() + (1 + y.double().abs()) / slope
+        assert bool(y.isfinite().all())
+        assert float(((back - x).abs() / unit).max()) < FEW * eps
+        assert float(((y - wanted).abs() / (1 + wanted.abs() + slope * (1 + x.abs()))).max()) < FEW * eps
+        torch.testing.assert_close(ladj.double(), exact_ladj, atol=100 * eps, rtol=100 * eps)
+
+    @pytest.mark.parametrize("scale", [1.0, 3.0, 1e6])
+    def test_a_million_points_from_scores(self, scale, eps):
+        transform, y = started(), scale * torch.randn(250000, 4)
+        with torch.no_grad():
+            x, inverse_ladj = transform.inverse(y)
+            back, _ = transform(x)
+        slope = slopes(transform, x)
+        unit = 1 + y.abs() + slope * (1 + x.abs())
+        assert bool(x.isfinite().all() & inverse_ladj.isfinite().all())
+        assert float(((back - y).abs() / unit).max()) < FEW * eps
+
+    def test_strictly_increasing_and_continuous(self, eps):
+        transform = started()
+        edges = torch.linspace(-2, 3, 257)[:, None].expand(-1, 4)
+        assert bool((transform(edges)[0].diff(dim=0) > 0).all())
+        edges = (torch.arange(257) / 256)[:, None].expand(-1, 4)
+        nearby = torch.nextafter(edges, torch.tensor(-1.0)), torch.nextafter(edges, torch.tensor(2.0))
+        below, above = (transform(x)[0] for x in nearby)
+        steps, units = above - below, (1 + edges) * (slopes(transform, nearby[0]) + slopes(transform, nearby[1]))
+        assert bool((steps > -FEW * eps).all())
+        assert bool((steps <= FEW * eps * (1 + below.abs() + units)).all())
+
+    def test_log_density_is_finite_anywhere(self):
+        x = torch.cat([torch.linspace(-1e6, 1e6, 1001), torch.linspace(-0.1, 1.1, 100001)])[:, None].expand(-1, 4)
+        y, ladj = started()(x)
+        assert bool((ladj - y.square().sum(1) / 2).isfinite().all())
+
+
+class TestDerivatives:
+    def test_first_and_second(self):
+        transform = started(rows=300, levels=8).double()
+        x = torch.rand(20, 4, dtype=torch.float64).mul(1.6).sub(0.3).requires_grad_()
+        y = torch.randn(20, 4, dtype=torch.float64).requires_grad_()
+        for direction, at in ((transform, x), (transform.inverse, y)):
+            assert torch.autograd.gradcheck(direction, at)
+            assert torch.autograd.gradgradcheck(direction, at)
+
+    @pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+    def test_at_the_ends_and_in_the_middle(self, at):
+        """Where the pieces meet, a derivative is that of one of them."""
+        transform = fp.HistogramGaussianization(1, levels=2)
+        transform.start(torch.tensor([[0.2], [0.7], [0.3], [0.8]]))
+        x = torch.full((1, 1), at, requires_grad=True)
+        y, ladj = transform(x)
+        torch.testing.assert_close(torch.autograd.grad(y, x)[0].log().sum(), ladj[0].detach())
+        y = y.detach().requires_grad_()
+        x, ladj = transform.inverse(y)
+        torch.testing.assert_close(torch.autograd.grad(x, y)[0].log().sum(), ladj[0].detach())
+
+    def test_hessian_by_torch_func(self):
+        transform, x = started(rows=300, levels=8), torch.rand(4)
+        hessian = torch.func.hessian(lambda v: transform(v)[1])(x)
+        (gradient,) = torch.autograd.grad(transform(x.requires_grad_())[1], x, create_graph=True)
+        wanted = torch.stack([torch.autograd.grad(g, x, retain_graph=True)[0] for g in gradient])
+        torch.testing.assert_close(hessian, wanted)
+
+
+class TestShapes:
+    def test_channels_share_over_pixels_of_any_size(self):
+        transform = fp.HistogramGaussianization(2, event_dim=3, levels=16)
+        assert (transform.event_shape, transform.counts.shape) == ((2, None, None), (2, 16))
+        transform.start(torch.rand(300, 2, 5, 4))
+        assert float(transform.counts.sum()) == pytest.approx(600)
+        x = torch.rand(7, 2, 3, 3)
+        y, ladj = transform(x)
+        flat = x.movedim(1, -1).reshape(-1, 2)
+        twin = fp.HistogramGaussianization(2, levels=16).eval()
+        twin.load_state_dict(transform.state_dict())
+        torch.testing.assert_close(y.movedim(1, -1).reshape(-1, 2), twin(flat)[0])
+        torch.testing.assert_close(ladj, twin(flat)[1].reshape(7, 9).sum(1))
+
+    def test_pixels_have_their_own(self):
+        transform, x = fp.HistogramGaussianization((1, 2, 2), levels=256), grey(2000).reshape(-1, 1, 2, 2)
+        transform.start(x)
+        twin = fp.HistogramGaussianization(4)
+        twin.start(x.flatten(1))
+        torch.testing.assert_close(transform(x)[0].flatten(1), twin(x.flatten(1))[0])
+        torch.testing.assert_close(transform(x)[1], twin(x.flatten(1))[1])
+
+    def test_other_units(self):
+        x, low, high = grey(2000), -3.0, 17.0
+        transform, twin = fp.HistogramGaussianization(4, low=low, high=high), fp.HistogramGaussianization(4)
+        scaled = low + (high - low) * x
+        transform.start(scaled)
+        twin.load_state_dict(transform.state_dict())
+        torch.testing.assert_close(transform(scaled)[1], twin(x)[1] - 4 * math.log(high - low), atol=1e-3, rtol=1e-3)
+
+    def test_bad_arguments(self):
+        make = fp.HistogramGaussianization
+        for call, error, message in (
+            (lambda: make(0), fp.ShapeError, "positive sizes; got features=0"),
+            (lambda: make(()), fp.ShapeError, "one or more"),
+            (lambda: make((1, 2, 2), event_dim=1), fp.ShapeError, r"features=\(1, 2, 2\).*got 1"),
+            (lambda: make("3"), TypeError, "features"),
+            (lambda: make(3, event_dim=1.0), TypeError, "event_dim"),
+            (lambda: make(3, levels=1), ValueError, "at least 2; got 1"),
+            (lambda: make(3, levels=2.0), TypeError, "levels"),
+            (lambda: make(3, low=1), ValueError, "low < high; got 1 and 1.0"),
+            (lambda: make(3, high=math.inf), ValueError, "finite"),
+            (lambda: make(3)(torch.rand(4, 2)), fp.ShapeError, "expects inputs"),
+            (lambda: make(3)(torch.full((4, 3), torch.nan)), fp.NonFiniteError, "NaN"),
+        ):
+            with pytest.raises(error, match=message):
+                call()
+
+
+class TestStart:
+    def test_batches_add_up_to_the_whole(self):
+        x = grey(300)
+        parts, whole = fp.HistogramGaussianization(4), fp.HistogramGaussianization(4)
+        for batch in x.split([2, 1, 100, 197]):
+            parts(batch)
+        whole(x)
+        assert all(torch.equal(parts.state_dict()[name], value) for name, value in whole.state_dict().items())
+        parts(grey(300))
+        assert torch.equal(parts.counts, whole.counts)
+
+    def test_before_it_the_identity(self):
+        transform, x = fp.HistogramGaussianization(4).eval(), 3 * torch.randn(9, 4)
+        for y, ladj in (transform(x), transform.inverse(x)):
+            assert torch.equal(y, x)
+            assert not ladj.any()
+        point = x.clone().requires_grad_()
+        y, ladj = transform(point)
+        (y.sum() + ladj.sum()).backward()
+        assert torch.equal(point.grad, torch.ones(9, 4))
+
+    def test_reset_undoes_it(self):
+        transform = started()
+        transform.reset()
+        assert not transform.counts.any()
+        assert not transform.initialized
+
+    def test_training_that_starts_with_the_inverse_keeps_the_identity(self):
+        transform, y = fp.HistogramGaussianization(4), torch.randn(9, 4)
+        with pytest.warns(fp.StartWarning, match="was inverted in train mode"):
+            transform.inverse(y)
+        assert torch.equal(transform(y)[0], y)
+
+    def test_one_row_is_lawful(self, eps):
+        transform = fp.HistogramGaussianization(4)
+        x = grey(1)
+        transform(x)
+        y, _ = transform.eval()(torch.rand(100, 4))
+        assert bool((transform(transform.inverse(y)[0])[0] - y).abs().max() < 1000 * eps)
+
+    def test_more_rows_than_half_precision_counts(self):
+        transform, x = fp.HistogramGaussianization(1, levels=4), torch.rand(70000, 1).square()
+        transform.start(x)
+        assert float(transform.counts.sum()) == pytest.approx(65504, rel=1e-5)
+        torch.testing.assert_close(
+            (transform.counts / 65504).squeeze(0), torch.histc(x, 4, 0, 1) / 70000, atol=1e-6, rtol=0
+        )
+        assert bool(transform.half().counts.isfinite().all())
+
+    @pytest.mark.parametrize("points", [lambda k: k / 256, lambda k: k / 255, lambda k: (k + 0.5) / 256])
+    @pytest.mark.parametrize("way", ["start", "forward"])
+    def test_data_without_noise_are_told(self, points, way):
+        transform, k = fp.HistogramGaussianization(4), torch.randint(256, (300, 4)).to(torch.get_default_dtype())
+        with pytest.warns(fp.StartWarning, match=r"not dequantised.*from 0 to 255, x = 0 \+ \(k \+ torch.rand"):
+            (transform.start if way == "start" else transform)(points(k))
+
+    def test_data_off_the_grid_are_told(self):
+        with pytest.warns(fp.StartWarning, match="100% of the values lie outside of its grid, from 0 to 1"):
+            fp.HistogramGaussianization(4).start(256 * grey(300)[:, 3:].expand(-1, 4))
+
+    def test_good_data_are_not(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for levels in (2, 10, 256):
+                fp.HistogramGaussianization(4, levels=levels)(grey(300, levels))
+
+
+class TestRunning:
+    def test_no_parameters_and_one_truth(self):
+        transform = fp.HistogramGaussianization(4)
+        assert not list(transform.parameters())
+        assert set(transform.state_dict()) == {"started", "counts"}
+
+    @pytest.mark.parametrize("write", ["data", "load", "in place", "swap"])
+    def test_what_is_written_is_used(self, write):
+        transform, other, x = started(), fp.HistogramGaussianization(4), torch.rand(50, 4)
+        other.start(torch.rand(5000, 4).square())
+        wanted = other.eval()(x)
+        transform(x)  # fills what is kept
+        transform.inverse(x)
+        if write == "data":
+            transform.counts.data.copy_(other.counts)
+        elif write == "load":
+            transform.load_state_dict(other.state_dict())
+        elif write == "in place":
+            transform.counts.numpy(force=False)[...] = other.counts.numpy()
+        else:
+            torch.utils.swap_tensors(transform.counts, other.counts.clone())
+        torch.testing.assert_close(transform(x), wanted, rtol=0, atol=0)
+        torch.testing.assert_close(transform.inverse(wanted[0]), other.inverse(wanted[0]), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("options", [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}])
+    def test_averages_are_lawful(self, options, eps):
+        model, x = fp.HistogramGaussianization(4, levels=16), torch.rand(50, 4)
+        average = AveragedModel(model, use_buffers=True, **options).eval()
+        average.update_parameters(model)  # before the start, too
+        for power in (1, 2):
+            model.start(grey(500, 16) ** power)
+            average.update_parameters(model)
+            y, ladj = average(x)
+            back, inverse_ladj = average.module.inverse(y)
+            torch.testing.assert_close(back, x, atol=1e3 * eps, rtol=0)
+            torch.testing.assert_close(inverse_ladj, -ladj, atol=1e4 * eps, rtol=0)
+            torch.testing.assert_close(
+                slopes(average.module, x).log().sum(1), ladj.double(), atol=1e4 * eps, rtol=1e4 * eps
+            )
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision(self, dtype):
+        transform, x = started(), grey(2000)
+        exact = copy.deepcopy(transform)
+        transform = transform.to(dtype)
+        y, ladj = transform(x.to(dtype))
+        back, _ = transform.inverse(y)
+        assert y.dtype == ladj.dtype == back.dtype == dtype
+        assert bool(y.isfinite().all() & ladj.isfinite().all())
+        # What is lost is the input's digits: the map itself is that of counts right to half a percent.
+        wider = copy.deepcopy(transform).to(x.dtype)
+        torch.testing.assert_close(wider(x)[0], exact(x)[0], atol=0.02, rtol=0)
+        torch.testing.assert_close(back.to(x.dtype), x, atol=0.02, rtol=0)
+        fresh = fp.HistogramGaussianization(4).to(dtype)
+        for batch in x[:256].split(32):
+            fresh(batch.to(dtype))
+        assert float(fresh.counts.float().sum()) == 4 * 256  # no row is lost
+
+    @pytest.mark.usefixtures("users_defaults")
+    def test_autocast_costs_no_digits(self):
+        transform, x = started(), grey(200)
+        wanted = transform(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(transform(x), wanted, rtol=0, atol=0)
+            torch.testing.assert_close(transform.inverse(wanted[0])[0], transform.inverse(wanted[0])[0])
+            assert transform(x.bfloat16())[0].dtype == torch.float32
+
+    def test_ensembles_under_vmap(self):
+        members = [started(rows=rows) for rows in (300, 500, 700)]
+        _, buffers = torch.func.stack_module_state(members)
+        x = torch.rand(5, 4)
+
+        def run(buffers):
+            return torch.func.functional_call(members[0], buffers, (x,))
+
+        y, ladj = torch.vmap(run)(buffers)
+        for index, member in enumerate(members):
+            torch.testing.assert_close((y[index], ladj[index]), member(x))
+
+    def test_in_front_of_a_whitening(self):
+        flow, x = fp.ComposedTransform(fp.HistogramGaussianization(4), fp.Whitening(4)), grey(3000)
+        flow.start(x)
+        y, _ = flow(x)
+        torch.testing.assert_close(y.T.cov(correction=0), torch.eye(4), atol=0.1, rtol=0)
