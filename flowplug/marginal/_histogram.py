@@ -118,9 +118,9 @@ class HistogramGaussianization(FromData, Transform):
             part = scaled - cell
             from_below, from_above = at.below + part * at.mass, at.above + (1 - part) * at.mass
             # Near 1 a share of the mass has lost the digits that tell the tail: what counts is that of the nearer end.
-            lower = from_below < from_above
-            score = torch.special.ndtri(torch.where(lower, from_below, from_above))
-            score = torch.where(lower, score, -score)
+            upper = from_above < from_below
+            score = torch.special.ndtri(torch.where(upper, from_above, from_below))
+            score = torch.where(upper, -score, score)
             log_slope = torch.where(beyond == 0, at.log_density + _half_square(score), tables.slope.log())
             y = score + tables.slope * beyond
             # Before any row; by the counts, as averages of them have a map that follows from them, too.
@@ -132,14 +132,13 @@ class HistogramGaussianization(FromData, Transform):
         self._keep()
         with full_precision(y):
             tables, values = self._tables(), self._values(y)
-            score = torch.clamp(values, tables.scores[:, :1], tables.scores[:, -1:])
-            beyond = values - score
-            cell = tables.cell_of(score.detach())
+            score = torch.clamp(values, -tables.end, tables.end)
+            beyond, upper = values - score, score > 0
+            mass = torch.special.erfc(torch.where(upper, score, -score) / math.sqrt(2)) / 2
+            cell = tables.cell_of(mass.detach(), upper)
             at = tables.at(cell)
-            upper = score > 0
-            share = torch.special.erfc(torch.where(upper, score, -score) / math.sqrt(2)) / 2
-            part = torch.where(upper, 1 - (share - at.above) / at.mass, (share - at.below) / at.mass)
-            # Rounding may leave a cell of little mass, but the derivative does not know of it.
+            part = torch.where(upper, 1 - (mass - at.above) / at.mass, (mass - at.below) / at.mass)
+            # Rounding would carry it far into the next cell, where mass begins; the derivative does not know of it.
             part = part + (part.clamp(0, 1) - part).detach()
             log_slope = torch.where(beyond == 0, at.log_density + _half_square(score), tables.slope.log())
             x = self.low + (cell + part) * self._width + beyond / tables.slope
@@ -153,7 +152,7 @@ class HistogramGaussianization(FromData, Transform):
     def _values(self, x: Tensor) -> Tensor:
         """The entries as ``(B, E, S)``, S values with one histogram, in no less than single precision."""
         split, entries = x.dim() - self.event_dim, len(self.counts)
-        batch, event = x.shape[:split].numel(), x.shape[split:].numel()
+        batch, event = math.prod(x.shape[:split]), math.prod(x.shape[split:])  # symbols, too
         return at_least_single(x).reshape(batch, entries, event // entries)
 
     def _results(self, values: Tensor, logs: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flowplug._precision import at_least_single
 
@@ -25,35 +26,44 @@ class Tables(NamedTuple):
 
     Attributes:
         cells: For each cell the mass below it and above it, its own mass, and log density, ``(E L, 4)``.
-        scores: Normal scores of the ends of cells, ascending, ``(E, L + 1)``.
+        keys: Of the ends of cells, what `key` makes of the mass below or above, ``(E, L + 1)``.
+        end: The normal score of the end of the grid, ``(E, 1)``; that of its beginning is minus this.
         slope: That beyond the grid, ``(E, 1)``.
         empty: Whether nothing was counted, ``(E, 1)``.
     """
 
     cells: Tensor
-    scores: Tensor
+    keys: Tensor
+    end: Tensor
     slope: Tensor
     empty: Tensor
 
     def at(self, cell: Tensor) -> Columns:
         """For indices of cells ``(B, E, S)``."""
-        entries, levels = self.scores.shape[0], self.scores.shape[1] - 1
+        entries, levels = self.keys.shape[0], self.keys.shape[1] - 1
         first = levels * torch.arange(entries, device=cell.device)[:, None]
         return Columns(*self.cells[cell + first].unbind(-1))
 
-    def cell_of(self, score: Tensor) -> Tensor:
-        """The indices of the cells of scores ``(B, E, S)``, by bisection: `torch.searchsorted` warns inside vmap."""
-        entries, levels = self.scores.shape[0], self.scores.shape[1] - 1
-        scores = self.scores.flatten()
-        first = (levels + 1) * torch.arange(entries, device=score.device)[:, None]
-        cell = torch.zeros_like(score, dtype=torch.long) + first
+    def cell_of(self, mass: Tensor, upper: Tensor) -> Tensor:
+        """The indices of the cells that hold the quantiles of this mass, above where ``upper``; all ``(B, E, S)``.
+
+        By bisection: `torch.searchsorted` warns inside vmap.
+        """
+        entries, levels = self.keys.shape[0], self.keys.shape[1] - 1
+        keys, wanted = self.keys.flatten(), key(mass, upper)
+        first = (levels + 1) * torch.arange(entries, device=mass.device)[:, None]
+        cell, last = torch.zeros_like(upper, dtype=torch.long) + first, first + levels - 1
         step = 1 << (levels.bit_length() - 1)
-        last = first + levels - 1
         while step:
             further = torch.minimum(cell + step, last)
-            cell = torch.where(scores[further] <= score, further, cell)
+            cell = torch.where(keys[further] <= wanted, further, cell)
             step //= 2
         return cell - first
+
+
+def key(mass: Tensor, upper: Tensor) -> Tensor:
+    """What ascends with a quantile, to all digits in either tail, of the mass below it or, where ``upper``, above."""
+    return torch.where(upper, 1, -1) / mass
 
 
 @torch.no_grad()
@@ -61,35 +71,33 @@ def tables(counts: Tensor, width: float) -> Tables:
     """Those of counts ``(E, L)`` on cells of this width."""
     counts = at_least_single(counts)
     rows = counts.sum(-1, keepdim=True)
-    end = 0.5 / (rows + 2)
-    mass = (1 - 2 * end) * shares(counts)
+    outside = 0.5 / (rows + 2)
+    mass = (1 - 2 * outside) * shares(counts)
     # Each from its own end: a share near 1 has no digits left for what is beyond it.
-    below = torch.cat([end, end + mass.cumsum(-1)], -1)
-    above = torch.cat([end, end + mass.flip(-1).cumsum(-1)], -1).flip(-1)
-    lower = below < above
-    scores = torch.special.ndtri(torch.where(lower, below, above))
-    scores = torch.where(lower, scores, -scores).cummax(-1).values
-    slope = (scores[:, -1:] - scores[:, :1]) / (width * counts.shape[-1])
-    log_density = mass.log() - math.log(width)
-    cells = torch.stack([below[:, :-1], above[:, 1:], mass, log_density], -1)
-    return Tables(cells.flatten(0, 1), scores, slope, rows == 0)
+    below = torch.cat([outside, outside + mass.cumsum(-1)], -1)
+    above = torch.cat([outside, outside + mass.flip(-1).cumsum(-1)], -1).flip(-1)
+    end = -torch.special.ndtri(outside)
+    upper = above < below
+    cells = torch.stack([below[:, :-1], above[:, 1:], mass, mass.log() - math.log(width)], -1)
+    keys = key(torch.where(upper, above, below), upper)
+    return Tables(cells.flatten(0, 1), keys, end, 2 * end / (width * counts.shape[-1]), rows == 0)
 
 
 def shares(counts: Tensor) -> Tensor:
     """Those of the cells ``(E, L)`` by a Polya tree: positive, and they add up to 1."""
     levels = counts.shape[-1]
     depth = (levels - 1).bit_length()
-    cells = torch.nn.functional.pad(torch.ones_like(counts[:1]), (0, 2**depth - levels))  # those of the grid
-    counts = torch.nn.functional.pad(counts, (0, 2**depth - levels))
-    tree = [(counts, cells)]
+    missing = 2**depth - levels
+    tree = [(pad(counts, (0, missing)), pad(torch.ones_like(counts[:1]), (0, missing)))]  # with the number of cells
     for _ in range(depth):
-        tree.append((_halves(tree[-1][0]).sum(-1), _halves(tree[-1][1]).sum(-1)))
+        half, size = tree[-1]
+        tree.append((_halves(half).sum(-1), _halves(size).sum(-1)))
     share = torch.ones_like(tree[-1][0])
     for level in range(1, depth + 1):
-        (whole, size), (half, half_size) = tree[depth - level + 1], tree[depth - level]
+        (whole, whole_size), (half, size) = tree[depth - level + 1], tree[depth - level]
         weight = SMOOTHING * level**2
-        expected = _halves(half_size) / size.clamp(min=1)[..., None]
-        share = (share[..., None] * (_halves(half) + weight * expected) / (whole + weight)[..., None]).flatten(-2)
+        expected = weight * _halves(size) / whole_size.clamp(min=1)[..., None]
+        share = ((share / (whole + weight))[..., None] * (_halves(half) + expected)).flatten(-2)
     return share[..., :levels]
 
 

@@ -131,6 +131,16 @@ class TestRounding:
         assert bool(x.isfinite().all() & inverse_ladj.isfinite().all())
         assert float(((back - y).abs() / unit).max()) < FEW * eps
 
+    @pytest.mark.parametrize("heaps", [(32767, 65535), (0, 32768)])
+    def test_beside_a_gap_of_less_mass_than_rounding(self, heaps, eps):
+        """An inverse does not leap over the edge of the gap into a heap."""
+        transform = fp.HistogramGaussianization(1, levels=65536).eval()
+        transform.counts[0, list(heaps)] = 32000
+        y, steepest = torch.linspace(-1e-4, 1e-4, 100001)[:, None], 65536 * 0.5 / 0.4
+        x, _ = transform.inverse(y)
+        assert bool((x.diff(dim=0) >= 0).all())
+        assert float((transform(x)[0] - y).abs().max()) < FEW * eps * steepest
+
     def test_strictly_increasing_and_continuous(self, eps):
         transform = started()
         edges = torch.linspace(-2, 3, 257)[:, None].expand(-1, 4)
@@ -371,6 +381,19 @@ class TestRunning:
         y, ladj = torch.vmap(run)(buffers)
         for index, member in enumerate(members):
             torch.testing.assert_close((y[index], ladj[index]), member(x))
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
+    def test_exports_and_graphs_take_batches_of_any_size(self):
+        transform, x = started(), torch.rand(9, 4)
+        exported = torch.export.export(transform, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+        torch.compiler.reset()
+        compiled = torch.compile(transform, backend="aot_eager", fullgraph=True)
+        for rows in (9, 7, 20, 1):
+            x = torch.rand(rows, 4)
+            torch.testing.assert_close(compiled(x), transform(x))
+            if rows > 1:
+                torch.testing.assert_close(exported(x), transform(x))
 
     def test_in_front_of_a_whitening(self):
         flow, x = fp.ComposedTransform(fp.HistogramGaussianization(4), fp.Whitening(4)), grey(3000)
