@@ -1,8 +1,9 @@
-"""Compares host flows with and without flowplug's residual transforms on real data, at equal training time.
+"""Compares host flows with and without flowplug's transforms on real data, at equal training time.
 
-For each host three models are trained: its stock coupling or autoregressive flow, the same flow with residual
-transforms mixed in, and a pure residual flow. The parameters with the best validation log-likelihood are tested. Prints
-a table and writes it, with a picture of 2-D marginals, to the output folder.
+For each host four models are trained: its stock coupling or autoregressive flow, the same flow behind splines of the
+features that start from data, or with residual transforms mixed in, and a pure residual flow. The parameters with the
+best validation log-likelihood are tested. Prints a table and writes it, with a picture of 2-D marginals, to the output
+folder.
 
     python examples/compare.py                                  # UCI Breast Cancer Wisconsin, shipped with scikit-learn
     python examples/compare.py --data FILE.npz --seconds 60     # arrays train, val and test of shape (rows, features)
@@ -47,10 +48,11 @@ class Comparison:
     mixed: str
 
     def models(self, features: int) -> dict[str, Callable[[], Density]]:
-        """The three flows by name."""
+        """The four flows by name."""
         make = partial(arranged, self.host, features=features, hidden=HIDDEN)
         return {
             self.name: lambda: make(self.stock),
+            f"{self.name} + marginal": lambda: make(f"m{self.stock}"),
             f"{self.name} + residual": lambda: make(self.mixed),
             f"{self.name.partition(':')[0]}: pure residual": lambda: self.pure(features),
         }
@@ -91,7 +93,7 @@ class Options:
     """The command line; comments are its help."""
 
     data: str = tables.EMBEDDED  # .npz file with arrays train, val and test, or breast-cancer
-    seconds: float | None = None  # training time of each model; 20 without --steps
+    seconds: float | None = None  # training time of each model; 15 without --steps
     steps: int | None = None  # training steps of each model, instead of --seconds
     device: str = "cpu"  # cpu, cuda, ...
     hosts: tuple[str, ...] = tuple(HOSTS)  # hosts to compare
@@ -111,7 +113,7 @@ class Options:
     @property
     def training(self) -> training.Options:
         """Those of the training loop."""
-        seconds = (self.seconds or 20.0) if self.steps is None else None
+        seconds = (self.seconds or 15.0) if self.steps is None else None
         return training.Options(
             steps=self.steps,
             seconds=seconds,

@@ -96,6 +96,7 @@ from flowplug.logdet import Roulette as Roulette
 from flowplug.logdet import Series as Series
 from flowplug.logdet import Terms as Terms
 from flowplug.logdet import Truncated as Truncated
+from flowplug.marginal import HistogramGaussianization as HistogramGaussianization
 from flowplug.marginal import MarginalGaussianization as MarginalGaussianization
 from flowplug.solvers import Anderson as Anderson
 from flowplug.solvers import FixedPoint as FixedPoint

@@ -98,11 +98,10 @@ class FromData(nn.Module, abc.ABC):
         if count < 2:
             raise ShapeError(f"{type(self).__name__}: a start takes at least 2 rows of data; got {count}")
         self._reset()
-        self._learn(x)
-        self._finish()
+        self._learn(x, last=True)
 
     @torch.no_grad()
-    def _learn(self, x: Tensor) -> None:
+    def _learn(self, x: Tensor, *, last: bool = False) -> None:
         count, seen = self._count(x), float(self.started) * self.rows_needed
         rows = at_least_single(x.detach()).reshape(count, *x.shape[x.dim() - self.event_dim :])
         try:
@@ -116,7 +115,7 @@ class FromData(nn.Module, abc.ABC):
                 "call start(x) before"
             )
             return
-        if seen + count >= self.rows_needed:
+        if last or seen + count >= self.rows_needed:
             self._finish()
         else:
             self.started.fill_((seen + count) / self.rows_needed)

@@ -85,6 +85,7 @@ DEFAULT_DTYPE = {
         "* / dtype there and back",
     )
 }
+GRID = {"a grid has units of its own": ("start in any units",)}
 OWN = {**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_WRITES}
 
 
@@ -150,6 +151,11 @@ def on(view, make, **fixed):
     return build
 
 
+def histogram(features=3, **keywords):
+    """On a grid that holds the rows of the laws as well as what they start from."""
+    return fp.HistogramGaussianization(features, levels=200, low=-75.0, high=175.0, **keywords)
+
+
 ROULETTE = fp.Roulette(fp.Geometric(0.4), exact=2)
 MIXED = (fp.InducedNorm(math.inf, 2.0), fp.InducedNorm(2.0, 1.5), fp.InducedNorm(1.5, math.inf))
 RECOMPUTE = fp.Recompute(fp.Neumann())
@@ -157,6 +163,9 @@ RECOMPUTE = fp.Recompute(fp.Neumann())
 CORE = {
     "ActNorm": Row(lambda **k: fp.ActNorm(3, **k)),
     "Whitening": Row(lambda **k: fp.Whitening(3, **k)),
+    "Histogram": Row(histogram, exempt=GRID),
+    "Histogram pixels": Row(lambda **k: histogram((2, 2, 2), **k), event=(2, 2, 2), exempt=GRID),
+    "Histogram channels": Row(lambda **k: histogram(2, event_dim=3, **k), event=(2, 2, 2), exempt=GRID),
     "ActNorm image": Row(lambda **k: fp.ActNorm(2, event_dim=3, **k), event=(2, 2, 2)),
     "Marginals": Row(lambda **k: fp.MarginalGaussianization(3, **k)),
     "Marginals pixels": Row(lambda **k: fp.MarginalGaussianization((2, 2, 2), knots=5, **k), event=(2, 2, 2)),
@@ -306,6 +315,7 @@ ADAPTERS = {
     "nflows Marginals": Row(
         lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.MarginalGaussianization(3), **k))
     ),
+    "nflows Histogram": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(histogram(), **k)), exempt=GRID),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
@@ -315,11 +325,15 @@ ADAPTERS = {
     "normflows Marginals": Row(
         lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.MarginalGaussianization(3), **k))
     ),
+    "normflows Histogram": Row(
+        lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(histogram(), **k)), exempt=GRID
+    ),
     "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
     "zuko": Row(zuko_residual),
     "zuko context": Row(zuko_context, context=2),
     "zuko stochastic": Row(zuko_stochastic, exempt=OWN_NOISE),
     "zuko Whitening": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.Whitening(3), **k))),
     "zuko Marginals": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.MarginalGaussianization(3), **k))),
+    "zuko Histogram": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(histogram(), **k)), exempt=GRID),
     "zuko ActNorm": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.ActNorm(3), **k))),
 }

@@ -12,43 +12,48 @@ from flowplug.marginal._spline import Spline
 LARGEST = 2.7  # the outermost normal score of a knot: 0.35 % of the rows lie beyond
 ROWS_BEYOND = 8  # fewer do not settle a tail
 PRIOR_ROWS = 4  # of a normal tail, in the company of those beyond
+OUTLIERS = 10.0  # scales from the median, where what is farther counts as if it were there
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROWS_TO_CHOOSE = 32  # fewer are standardised alone
-MOST_FEATURES = 512  # that take part in a choice
+MOST_TO_CHOOSE = 1 << 12, 512  # rows and features that take part in a choice
 
 
 def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Medians and scales ``(F,)`` of ``rows: (N, F)``, that of a constant feature 1.
+    """Medians and scales ``(F,)`` of ``rows: (N, F)``; the scale of a constant feature is 0.
 
-    The scale is the standard deviation of the normal distribution with the same outer quantiles, or, where these are
-    equal, of the rows: heavy tails have no say.
+    That is the standard deviation of the normal distribution with the same quartiles, or, where these are equal, the
+    same outer quantiles, or else that of the rows: neither outliers nor most kinds of heavy tails have a say.
     """
-    at = _levels(len(rows), 3)
-    low, middle, high = quantiles(rows.sort(0).values, at)
+    ordered, outer = rows.sort(0).values, _largest(len(rows))
+    quartile = -float(torch.special.ndtri(torch.tensor(0.25, dtype=torch.float64)))
+    at = torch.tensor([-outer, -quartile, 0.0, quartile, outer], dtype=torch.float64)
+    lowest, low, middle, high, highest = quantiles(ordered, at)
     deviation = standardise(rows)[1]  # 0 if that is rounding
-    scale = torch.where(high > low, (high - low) / float(at[-1] - at[0]), deviation)
-    return middle, nonzero(torch.where(deviation > 0, scale, 0))
+    scale = torch.where(highest > lowest, (highest - lowest) / (2 * outer), deviation)
+    scale = torch.where(high > low, (high - low) / (2 * quartile), scale)
+    return middle, torch.where(deviation > 0, scale, 0)
 
 
-def normal_scores(rows: Tensor, knots: int, gap: float) -> Spline:
+def normal_scores(rows: Tensor, knots: int, spread: float) -> Spline:
     r"""Splines to normal scores through quantiles of ``rows: (N, F)`` of scale 1, their knots at `scores` from there.
 
     With few rows there are fewer quantiles, :math:`1 + 2 N^{1/3}` of them, as far out as eight rows lie beyond; the
-    knots are on the splines through these. Quantiles are kept apart by ``gap``. The slope d of a tail is that of the
-    largest likelihood,
+    knots are on the splines through these. Tied values are spread evenly over the width ``spread``. The slope d of a
+    tail is that of the largest likelihood,
 
     .. math:: d = \frac{\sqrt{z^2 m_1^2 + 4 m_2} - z m_1}{2 m_2} = \arg\max \sum_i \log d - \tfrac12 (z + d e_i)^2,
 
     for the mean :math:`m_1` and mean square :math:`m_2` of the distances :math:`e_i` of the N rows beyond the knot, and
     of four normal ones more. So the farthest row has a score of :math:`z + \sqrt{N + 4}` at most.
     """
-    at = _levels(len(rows), min(knots, 1 + 2 * round(len(rows) ** (1 / 3))))
-    x = quantiles(rows.sort(0).values, at).T
-    width = x.diff().clamp(min=gap)
+    largest = _largest(len(rows))
+    at = torch.linspace(-largest, largest, min(knots, 1 + 2 * round(len(rows) ** (1 / 3))), dtype=torch.float64)
+    x = quantiles(untied(rows.sort(0).values, spread), at).T
+    width = x.diff().clamp(min=spread / knots)
     x = from_middle(width) + x[:, x.shape[1] // 2, None]
     y = at.to(x).expand(x.shape)
     secant = y.diff() / width
-    low, high = (_tail_slope(e, float(at[-1])) for e in (x[:, :1] - rows.T, rows.T - x[:, -1:]))
+    low, high = (_tail_slope(e, largest) for e in (x[:, :1] - rows.T, rows.T - x[:, -1:]))
     spline = Spline(x, y, torch.cat([low, (secant[:, 1:] + secant[:, :-1]) / 2, high], 1))
     y = scores(knots).to(x).expand(len(x), -1)
     x, log_slope = spline.inverse(y.contiguous())
@@ -56,36 +61,38 @@ def normal_scores(rows: Tensor, knots: int, gap: float) -> Spline:
 
 
 def blended(spline: Spline, rows: Tensor, share: float) -> Spline:
-    """A share of the splines, the rest the map that standardises the rows; that alone for a constant feature."""
-    mean, deviation, _ = standardise(rows)
-    mean, deviation = mean[:, None], deviation[:, None]
-    constant, rest = deviation == 0, (1 - share) / nonzero(deviation)
-    x = torch.where(constant, mean + spline.y, spline.x)
-    y = torch.where(constant, spline.y, rest * (spline.x - mean) + share * spline.y)
-    return Spline(x, y, torch.where(constant, 1.0, rest + share * spline.slope))
+    """A share of the splines; the rest is the map that standardises the rows but for outliers."""
+    near = rows.clamp(-OUTLIERS, OUTLIERS)
+    rest = (1 - share) / nonzero(near.std(0, correction=0))[:, None]
+    y = rest * (spline.x - near.mean(0)[:, None]) + share * spline.y
+    return Spline(spline.x, y, rest + share * spline.slope)
 
 
-def best_share(rows: Tensor, knots: int, gap: float) -> float:
-    """The share of `SHARES` after which an elliptical distribution fits best: by one half of the rows, to the other.
+def best_share(rows: Tensor, knots: int, spread: float) -> float:
+    """The share of `SHARES` after which an elliptical distribution of either half of the rows fits the other best.
 
     Features that linear relations tie to each other lose them to scores of their own, and all share the spread of rows
-    at large: either is worth more than the shapes of their distributions, or less.
+    at large: either is worth more than the shapes of their distributions, or less. Outliers have no say in a fit, but
+    where they are judged. The halves are drawn at random, the same in every start. No feature may be constant.
     """
-    features = rows.shape[1]
-    if len(rows) < ROWS_TO_CHOOSE:
+    most_rows, most_features = MOST_TO_CHOOSE
+    skipped = max(0, rows.shape[1] - most_features) // 2
+    rows = rows[:, skipped : skipped + most_features]
+    if len(rows) < ROWS_TO_CHOOSE or not rows.shape[1]:
         return SHARES[0]
-    if features == 1:
+    if rows.shape[1] == 1:
         return SHARES[-1]
-    skipped = max(0, features - MOST_FEATURES) // 2
-    rows = rows[:, skipped : skipped + MOST_FEATURES]
-    fitted, judged = rows[::2], rows[1::2]
-    spline = normal_scores(fitted, knots, gap)
-    values = []
-    for share in SHARES:
-        blend = blended(spline, fitted, share)
-        (seen, _), (new, log_slopes) = blend(fitted.T.contiguous()), blend(judged.T.contiguous())
-        values.append(float(elliptical(seen.T, new.T) + log_slopes.sum(0).mean()))
-    return SHARES[max(range(len(SHARES)), key=values.__getitem__)]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")[:most_rows]
+    halves = rows[order.to(rows.device)].chunk(2)
+    values = torch.zeros(len(SHARES))
+    for fitted, judged in (halves, halves[::-1]):
+        near = fitted.clamp(-OUTLIERS, OUTLIERS)
+        spline = normal_scores(fitted, knots, spread)
+        for i, share in enumerate(SHARES):
+            blend = blended(spline, fitted, share)
+            (seen, _), (new, log_slopes) = blend(near.T.contiguous()), blend(judged.T.contiguous())
+            values[i] += float(elliptical(seen.T, new.T) + log_slopes.sum(0).mean())
+    return SHARES[int(values.nan_to_num(nan=-math.inf).argmax())]
 
 
 def elliptical(fitted: Tensor, judged: Tensor) -> Tensor:
@@ -104,13 +111,27 @@ def elliptical(fitted: Tensor, judged: Tensor) -> Tensor:
 
 def scores(knots: int) -> Tensor:
     """Where the knots of a start are, in normal scores, ``(K,)``: evenly, the middle one at 0."""
-    return torch.linspace(-LARGEST, LARGEST, knots, dtype=torch.float64)
+    half = torch.linspace(0, LARGEST, knots // 2 + 1, dtype=torch.float64)
+    return torch.cat([-half[1:].flip(0), half])
 
 
 def from_middle(widths: Tensor) -> Tensor:
-    """Knots ``(F, K)``, K odd, from the widths ``(F, K - 1)`` between them; the middle one is at 0."""
-    knots = pad(widths.cumsum(1), (1, 0))
-    return knots - knots[:, knots.shape[1] // 2, None]
+    """Knots ``(F, K)``, K odd, from the widths ``(F, K - 1)`` between them; the middle one is at 0.
+
+    Summed outwards, as narrow ones near the middle would lose their digits to wide ones beyond.
+    """
+    half = widths.shape[1] // 2
+    left, right = widths[:, :half].flip(1).cumsum(1).flip(1), widths[:, half:].cumsum(1)
+    return torch.cat([-left, pad(right, (1, 0))], 1)
+
+
+def untied(ordered: Tensor, spread: float) -> Tensor:
+    """The rising ``ordered: (N, F)``, with equal values spread evenly over this width around their value."""
+    columns = ordered.T.contiguous()
+    first, last = torch.searchsorted(columns, columns), torch.searchsorted(columns, columns, right=True)
+    place = torch.arange(columns.shape[1], device=columns.device)
+    part = (2 * place + 1 - first - last).to(columns) / (2 * (last - first)).to(columns)
+    return (columns + spread * part).sort(1).values.T
 
 
 def quantiles(ordered: Tensor, at: Tensor) -> Tensor:
@@ -123,10 +144,9 @@ def quantiles(ordered: Tensor, at: Tensor) -> Tensor:
     return found
 
 
-def _levels(rows: int, knots: int) -> Tensor:
-    beyond = torch.tensor(min(ROWS_BEYOND / rows, 0.25), dtype=torch.float64)
-    largest = min(LARGEST, -float(torch.special.ndtri(beyond)))
-    return torch.linspace(-largest, largest, knots, dtype=torch.float64)
+def _largest(rows: int) -> float:
+    beyond = torch.tensor(min(ROWS_BEYOND / rows, 0.2), dtype=torch.float64)
+    return min(LARGEST, -float(torch.special.ndtri(beyond)))
 
 
 def _tail_slope(distance: Tensor, z: float) -> Tensor:

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowplug._arguments import as_shape, require_ints, require_numbers, require_positive, require_shape
-from flowplug._errors import ShapeError
+from flowplug._arguments import require_ints, require_numbers
+from flowplug._moments import nonzero
 from flowplug._precision import at_least_single, in_dtype
 from flowplug._start import FromData
 from flowplug._transform import Transform
 from flowplug.marginal import _fit
+from flowplug.marginal._events import event_of
 from flowplug.marginal._spline import Spline
 
-NARROWEST = 1e-3  # of the mean width of a piece, and of its height
+NARROWEST = 1e-3  # of the width of a piece at first, and of its height
+SPREAD = 0.02  # scales, of tied values
+MOST_CHANGE = 5.0  # of logarithms by training
 MOST_ROWS = 1 << 18  # that a start looks at
-ROWS_TO_CHOOSE_BY = 1 << 12
+MOST_KEPT = 1 << 17  # numbers that wait for more
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -26,22 +29,22 @@ class MarginalGaussianization(FromData, Transform):
     .. math:: y_i = f_i(x_i), \qquad \mathrm{ladj} = \sum_i \log f_i'(x_i)
 
     The splines are rational-quadratic between their knots and straight beyond, with the inverse in closed form. They
-    start from the first 256 rows met by `forward` in train mode, in whatever units: from the first batch, or, with a
-    `StartWarning`, from as many small ones as it takes. `start` takes rows by name, in any mode, some thousands rather
-    than some hundreds, and `reset` goes back to the identity. The place is in front of a flow, where features are those
-    of the data: a `Whitening` behind then sees distributions that are nearly normal.
+    start from the first 256 rows met by `forward` in train mode (fewer of more than 512 features), in whatever units:
+    from the first batch, or, with a `StartWarning`, from as many small ones as it takes. `start` takes rows by name, in
+    any mode, some thousands rather than some hundreds, and `reset` goes back to the identity. The place is in front of
+    a flow, where features are those of the data: a `Whitening` behind then sees distributions that are nearly normal.
 
     With a share of 1 the knots start at quantiles, which they map to those of a standard normal. Where features depend
     on each other more than on shapes of their own, as the pixels of a patch do, that bends what was straight. So the
     start goes a share of the way from the map that standardises each feature, in quarters: that after which an
     elliptical distribution, fitted to one half of the rows, gives the highest likelihood to the other. Tied values are
-    kept apart by some thousandth of a standard deviation; a constant feature is centred and left at its scale; the
-    slope of a tail is that of largest likelihood for the n rows beyond the knot, which so have scores of at most
+    spread over a fiftieth of a standard deviation; a constant feature is centred and left at its scale; the slope of a
+    tail is that of largest likelihood for the n rows beyond the knot, which so have scores of at most
     :math:`2.7 + \sqrt{n + 4}`.
 
     Buffers hold the start (saved, loaded, averaged, and broadcast by DDP), and parameters what training adds to the
-    logarithms of widths, heights and slopes, from 0. Where training starts with `inverse`, as for a reverse KL
-    divergence, the map does not start from data later, and a `StartWarning` says so.
+    logarithms of widths, heights and slopes, from 0 to at most 5. Where training starts with `inverse`, as for a
+    reverse KL divergence, the map does not start from data later, and a `StartWarning` says so.
 
     Reference: Chen, Gopinath, "Gaussianization", NeurIPS 2000; Durkan et al., "Neural Spline Flows", NeurIPS 2019,
     eqs. (4)-(8), for the pieces; Meng et al., "Gaussianization Flows", AISTATS 2020, for splines that train.
@@ -73,7 +76,6 @@ class MarginalGaussianization(FromData, Transform):
     start_heights: Tensor
     start_slopes: Tensor
     start_shift: Tensor
-    rows_needed = 256
 
     def __init__(
         self,
@@ -85,17 +87,9 @@ class MarginalGaussianization(FromData, Transform):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        require_shape(name, features=features)
+        shape = event_of(name, features, event_dim)
+        event_dim = len(shape) if event_dim is None else event_dim
         require_ints(name, knots=knots)
-        require_positive(name, features=features)
-        shape = as_shape(features)
-        if event_dim is None:
-            event_dim = len(shape)
-        require_ints(name, event_dim=event_dim)
-        if event_dim < len(shape):
-            raise ShapeError(
-                f"{name}: features {shape} are {len(shape)} of an event's dimensions; got event_dim {event_dim}"
-            )
         if knots < 3 or knots % 2 == 0:
             raise ValueError(f"{name} needs an odd number of knots, at least 3; got {knots}")
         if share is not None:
@@ -106,6 +100,7 @@ class MarginalGaussianization(FromData, Transform):
         self.event_shape = (*shape, *[None] * (event_dim - len(shape)))
         self._own = len(shape)
         self.features, self.knots, self.share = torch.Size(shape).numel(), knots, share
+        self.rows_needed = max(64, min(256, MOST_KEPT // self.features))
         self._step = 2 * _fit.LARGEST / (knots - 1)
         self.register_buffer("location", torch.zeros(self.features))
         self.register_buffer("scale", torch.ones(self.features))
@@ -118,10 +113,17 @@ class MarginalGaussianization(FromData, Transform):
         self.register_buffer("start_shift", torch.zeros(self.features, 1))
         self.shift = nn.Parameter(torch.zeros(self.features, 1))
 
+    def extra_repr(self) -> str:
+        """The event, the knots, and the share if it was given."""
+        share = "" if self.share is None else f", share={self.share}"
+        return f"{self.event_shape}, knots={self.knots}{share}"
+
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         self._meet(x)
-        y, log_slopes = self._spline()((self._columns(x) - self._wide("location")) / self._wide("scale"))
+        columns = (self._columns(x) - self._wide("location")) / self._wide("scale")
+        most = torch.finfo(columns.dtype).max  # infinities have no place on a line
+        y, log_slopes = self._spline()(columns.clamp(-most, most))
         return self._events(y, x), self._ladj(log_slopes, x)
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -134,7 +136,7 @@ class MarginalGaussianization(FromData, Transform):
         """That of standardised features, in no less than single precision: knots are sums."""
         widths, heights, log_slopes = (
             at_least_single(self._steady(getattr(self, f"start_{part}")))
-            + at_least_single(getattr(self, f"log_{part}"))
+            + MOST_CHANGE * (at_least_single(getattr(self, f"log_{part}")) / MOST_CHANGE).tanh()
             for part in ("widths", "heights", "slopes")
         )
         shift = at_least_single(self._steady(self.start_shift)) + at_least_single(self.shift)
@@ -169,15 +171,26 @@ class MarginalGaussianization(FromData, Transform):
         return in_dtype(logs.sum((0, 2)).reshape(like.shape[: like.dim() - self.event_dim]), like.dtype)
 
     def _take_in(self, rows: Tensor, seen: float) -> None:
-        before = round(seen)
-        new = self._values(rows, before)
-        values = torch.cat([self.rows[:before].to(new), new]) if before else new
+        before, samples = round(seen), self._samples(rows)
+        met, last = before + len(samples), before + len(samples) >= self.rows_needed
+        one = of_each(samples, before)
+        new = one if before and not last else all_of(samples)
+        self._start_from(torch.cat([self.rows[:before].to(new), new]) if before else new)
+        if last:
+            self.rows.zero_()
+        else:
+            self.rows[before:met] = one
+
+    def _start_from(self, values: Tensor) -> None:
+        """Starts from values ``(N, F)``."""
         location, scale = _fit.location_and_scale(values)
-        scaled, gap = (values - location) / scale, 3 * NARROWEST * self._step
-        share = self.share
-        if share is None:
-            share = _fit.best_share(thinned(scaled, ROWS_TO_CHOOSE_BY), self.knots, gap)
-        spline = _fit.blended(_fit.normal_scores(scaled, self.knots, gap), scaled, share)
+        varying, scale = scale > 0, nonzero(scale)
+        values = (values - location) / scale
+        share = _fit.best_share(values[:, varying], self.knots, SPREAD) if self.share is None else self.share
+        spline = _fit.blended(_fit.normal_scores(values, self.knots, SPREAD), values, share)
+        at = _fit.scores(self.knots).to(values)
+        identity, varying = (at, at, torch.ones_like(at)), varying[:, None]
+        spline = Spline(*(torch.where(varying, part, same) for part, same in zip(spline, identity, strict=True)))
         middle = self.knots // 2
         self.location.copy_(location + scale * spline.x[:, middle])
         self.scale.copy_(scale)
@@ -185,20 +198,6 @@ class MarginalGaussianization(FromData, Transform):
         self.start_heights.copy_(self._logs(spline.y.diff()))
         self.start_slopes.copy_(spline.slope.log())
         self.start_shift.copy_(spline.y[:, middle, None])
-        if len(values) < self.rows_needed:
-            self.rows[before : len(values)] = new
-        else:
-            self.rows.zero_()
-
-    def _values(self, x: Tensor, before: int) -> Tensor:
-        """Values ``(N, F)`` of ``x: (B, *event)``: of few images one of each, of another place for every image."""
-        samples = self._samples(x)
-        batch, _, values = samples.shape
-        if batch < self.rows_needed:
-            image = torch.arange(batch, device=x.device)
-            place = ((before + image) * GOLDEN % 1 * values).long()
-            return samples[image, :, place]
-        return thinned(samples.movedim(2, 1).reshape(-1, self.features), MOST_ROWS)
 
     def _forget(self) -> None:
         for name, value in self.named_buffers():
@@ -207,6 +206,21 @@ class MarginalGaussianization(FromData, Transform):
             parameter.zero_()
 
 
-def thinned(rows: Tensor, most: int) -> Tensor:
-    """Every k-th row, so that there are at most so many."""
-    return rows[:: max(1, math.ceil(len(rows) / most))]
+def of_each(samples: Tensor, before: int) -> Tensor:
+    """One value ``(B, F)`` of each event in ``samples: (B, F, S)``, at places that differ from one to the next."""
+    event = torch.arange(len(samples), device=samples.device)
+    return samples[event, :, ((before + event) * GOLDEN % 1 * samples.shape[2]).long()]
+
+
+def all_of(samples: Tensor) -> Tensor:
+    """The values ``(N, F)`` in ``samples: (B, F, S)``, or as many as a start looks at."""
+    batch, features, values = samples.shape
+    if batch * values <= MOST_ROWS:
+        return samples.movedim(2, 1).reshape(-1, features)
+    # At random, the same in every start: every so many would be the same rows or columns of images.
+    generator = torch.Generator().manual_seed(0)
+    event, place = (
+        torch.randint(high, (MOST_ROWS,), generator=generator, device="cpu").to(samples.device)
+        for high in (batch, values)
+    )
+    return samples[event, :, place]

@@ -36,10 +36,14 @@ class Spline(NamedTuple):
         """The places ``(F, N)`` of the values ``y: (F, N)``, and the logarithms of the spline's derivatives there."""
         piece = self._pieces().of(place(y, self.y))
         rise, r, s = y - piece.y, piece.inverse_width, piece.secant
-        # The root of a u^2 + b u = s rise that is 0 where this is, in the form without cancellation.
-        bent = rise * r * (piece.left + piece.right - 2 * s)
-        a, b = s * r * (s - piece.left) + bent * r, s * piece.left - bent
-        u = 2 * s * rise / (b + (b * b + 4 * a * s * rise).clamp(min=0).sqrt())
+        # In ratios, as squares of slopes may leave single precision; the root that is 0 where the height is, without
+        # cancellation.
+        left, height = piece.left / s, rise * r / s
+        bent = height * (left + piece.right / s - 2)
+        a, b = 1 - left + bent, left - bent
+        t = 2 * height / (b + (b * b + 4 * a * height).clamp(min=0).sqrt())
+        tail = r == 0
+        u = torch.where(tail, rise / piece.left, t / torch.where(tail, 1, r))
         return piece.x + u, piece.at(u)[1]
 
     def _pieces(self) -> _Piece:
@@ -93,4 +97,4 @@ def place(at: Tensor, knots: Tensor) -> Tensor:
         step >>= 1
         further = at >= knots[:, step - 1 :].gather(1, reached)
         reached = torch.add(reached, further.long(), alpha=step)
-    return reached
+    return reached.clamp(max=count)  # an infinity, of a value beyond the dtype's range, has reached what pads them

@@ -14,7 +14,7 @@ from common.densities import log_likelihoods
 def test_every_model_trains_and_inverts(host):
     x = torch.randn(16, 4)
     models = compare.HOSTS[host].models(4)
-    assert len(models) == 3
+    assert len(models) == 4
     for make in models.values():
         density = make()
         (-density(x).mean()).backward()
@@ -31,12 +31,17 @@ def test_a_run_writes_its_table_and_picture(table, tmp_path):
     compare.main(["--data", str(table), "--hosts", "zuko", "--steps", "30", "--out", str(out)])
     assert {path.name for path in out.iterdir()} == {"results.md", "results.json", "marginals.png"}
     found = json.loads((out / "results.json").read_text())
-    assert [line["model"] for line in found] == ["zuko: MAF", "zuko: MAF + residual", "zuko: pure residual"]
+    assert [line["model"] for line in found] == [
+        "zuko: MAF",
+        "zuko: MAF + marginal",
+        "zuko: MAF + residual",
+        "zuko: pure residual",
+    ]
     assert all(line["test_log_likelihood"] < 0 < line["parameters"] for line in found)
     assert all("commit" in line["versions"] for line in found)
     report = (out / "results.md").read_text()
     assert report.startswith("table: 500 training rows; 30 steps a model on cpu\n\n| model |")
-    assert report.count("\n") == 7
+    assert report.count("\n") == 8
 
 
 @pytest.mark.parametrize(
