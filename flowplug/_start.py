@@ -183,7 +183,7 @@ def starting(module: nn.Module) -> Iterator[None]:
 
 
 def reset(module: nn.Module) -> None:
-    """Undoes the starts from data within a module: its `ActNorm` and `Whitening` are as new, and start again.
+    """Undoes the starts from data within a module: its `ActNorm`, `Whitening` and the like are as new, and start again.
 
     Args:
         module: A transform, or a host's flow that contains some. Other parameters stay as they are.

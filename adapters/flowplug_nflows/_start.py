@@ -9,9 +9,10 @@ from flowplug.hosts import starting
 def start(flow: Distribution, x: Tensor, context: Tensor | None = None) -> None:
     """Starts from data by name: whatever of flowplug in a flow starts from data does so from these rows, anew.
 
-    One pass of ``log_prob`` goes through the flow as it is, in train or eval mode, with its layers of nflows; each
-    `flowplug.ActNorm` and `flowplug.Whitening` starts from what the layers before it make of the rows, and what trains
-    stays as it is. `reset` undoes it.
+    One pass of ``log_prob`` goes through the flow as it is, in train or eval mode, with its layers of nflows: each
+    `flowplug.MarginalGaussianization`, `flowplug.HistogramGaussianization`, `flowplug.Whitening` and `flowplug.ActNorm`
+    starts from what the layers before it make of the rows, its parameters from 0. Others stay as they are. `reset`
+    undoes it.
 
     Args:
         flow: The flow, from data to latent through whatever layers.
