@@ -134,14 +134,14 @@ class MarginalGaussianization(FromData, Transform):
 
     def _spline(self) -> Spline:
         """That of standardised features, in no less than single precision: knots are sums."""
-        widths, heights, log_slopes = (
-            at_least_single(self._steady(getattr(self, f"start_{part}")))
-            + MOST_CHANGE * (at_least_single(getattr(self, f"log_{part}")) / MOST_CHANGE).tanh()
-            for part in ("widths", "heights", "slopes")
-        )
+        lengths = self._lengths(torch.cat([self._trained("widths"), self._trained("heights")]))
+        x, y = _fit.from_middle(lengths).chunk(2)
         shift = at_least_single(self._steady(self.start_shift)) + at_least_single(self.shift)
-        x, y = (_fit.from_middle(self._lengths(logs)) for logs in (widths, heights))
-        return Spline(x, y + shift, log_slopes.exp())
+        return Spline(x, y + shift, self._trained("slopes").exp())
+
+    def _trained(self, part: str) -> Tensor:
+        change = MOST_CHANGE * (at_least_single(getattr(self, f"log_{part}")) / MOST_CHANGE).tanh()
+        return at_least_single(self._steady(getattr(self, f"start_{part}"))) + change
 
     def _lengths(self, logs: Tensor) -> Tensor:
         return self._step * (NARROWEST + (1 - NARROWEST) * logs.exp())
@@ -167,8 +167,8 @@ class MarginalGaussianization(FromData, Transform):
 
     def _ladj(self, log_slopes: Tensor, like: Tensor) -> Tensor:
         batch, _, values = self._samples(like).shape
-        logs = (log_slopes - self._wide("scale").log()).reshape(self.features, batch, values)
-        return in_dtype(logs.sum((0, 2)).reshape(like.shape[: like.dim() - self.event_dim]), like.dtype)
+        logs = log_slopes.reshape(self.features, batch, values).sum((0, 2)) - values * self._wide("scale").log().sum()
+        return in_dtype(logs.reshape(like.shape[: like.dim() - self.event_dim]), like.dtype)
 
     def _take_in(self, rows: Tensor, seen: float) -> None:
         before, samples = round(seen), self._samples(rows)
