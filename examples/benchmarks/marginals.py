@@ -53,8 +53,9 @@ def thinned(rows: Tensor, most: int) -> Tensor:
 def histogram(x: Tensor, rows: Tensor) -> Tensor:
     """Log-likelihoods of rows by histograms of each feature, from ``x``; exponential beyond the outermost cells."""
     edges = x.quantile(torch.linspace(0, 1, CELLS + 1), dim=0).T.contiguous()
-    edges = edges + torch.linspace(0, 1e-3, CELLS + 1) * edges.diff().mean(1, keepdim=True)  # apart, where values tie
-    width, scale = edges.diff(), x.std(0)[:, None]
+    scale = x.std(0)[:, None]
+    edges = edges + torch.linspace(0, 0.02, CELLS + 1) * scale  # apart where values tie, as in the splines
+    width = edges.diff()
     cell = torch.searchsorted(edges, rows.T.contiguous()) - 1
     mass = math.log((1 - 1 / len(x)) / CELLS) - width.log()
     beyond = torch.maximum(edges[:, :1] - rows.T, rows.T - edges[:, -1:]).clamp(min=0)

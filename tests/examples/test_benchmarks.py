@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import flowplug as fp
-from benchmarks import dense, equal_time, lipschitz, recipe, spectra, speed, target, variance
+from benchmarks import dense, equal_time, histograms, lipschitz, marginals, recipe, spectra, speed, target, variance
 from benchmarks.models import inverted, jacobians, likelihood_loss, residual_parts, trained_stack
 from common.densities import log_prob, of_transform
 from common.tables import load
@@ -162,3 +162,31 @@ def test_a_curve_ends_at_its_target(table):
     settings, options = target.Settings(seconds=60, every=1), Options(steps=50)
     points = list(target.curve("", density, data, settings, options, target=-1e9))
     assert len(points) == 1
+
+
+class TestMarginals:
+    def test_histograms_are_densities(self):
+        """They integrate to 1 over the cells and both tails, for tied values as well."""
+        rows = torch.stack([torch.randn(500), torch.randint(3, (500,)).float()], 1).float()
+        for column in rows.T[..., None]:
+            grid = torch.linspace(-15, 15, 600_001)[:, None]
+            density = marginals.histogram(column, grid).double().exp()
+            assert float(density.sum() * 30 / 600_000) == pytest.approx(1, abs=0.02)
+
+    def test_starts_are_measured_on_test_rows(self, table):
+        settings = marginals.Settings(rows=100, flows=("zuko-maf",), parameters=500, batch=20, rounds=2)
+        data = load(table)
+        ((name, setting, figures),) = marginals.starts(settings, data)
+        assert (name, setting["D"], setting["rows"]) == ("Marginals before training", data.features, 100)
+        assert figures["splines, whitening"].value > figures["splines"].value
+        ((_, _, ratios),) = marginals.steps(settings, data)
+        assert ratios["with / without"].value > 0.5
+
+
+def test_images_of_even_noise_take_all_bits():
+    """Up to what the histogram, started from some of it, gets wrong."""
+    even = torch.randint(16, (4000, 3)).to(torch.get_default_dtype())
+    flow = fp.HistogramGaussianization(3, levels=16)
+    flow.start(histograms.dequantised(even, 16))
+    bits = histograms.bits_per_dimension(flow, histograms.dequantised(even, 16), 16)
+    assert float(bits.mean()) == pytest.approx(4, abs=0.01)
