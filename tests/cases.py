@@ -168,6 +168,7 @@ CORE = {
     "Histogram channels": Row(lambda **k: histogram(2, event_dim=3, **k), event=(2, 2, 2), exempt=GRID),
     "ActNorm image": Row(lambda **k: fp.ActNorm(2, event_dim=3, **k), event=(2, 2, 2)),
     "Marginals": Row(lambda **k: fp.MarginalGaussianization(3, **k)),
+    "Marginals all the way": Row(lambda **k: fp.MarginalGaussianization(3, share=1.0, **k)),
     "Marginals pixels": Row(lambda **k: fp.MarginalGaussianization((2, 2, 2), knots=5, **k), event=(2, 2, 2)),
     "Marginals channels": Row(lambda **k: fp.MarginalGaussianization(2, event_dim=3, **k), event=(2, 2, 2)),
     "Residual": Row(residual),

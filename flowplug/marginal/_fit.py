@@ -14,7 +14,7 @@ ROWS_BEYOND = 8  # fewer do not settle a tail
 PRIOR_ROWS = 4  # of a normal tail, in the company of those beyond
 OUTLIERS = 10.0  # scales from the median, where what is farther counts as if it were there
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-ROWS_TO_CHOOSE = 32  # fewer are standardised alone
+ROWS_TO_CHOOSE = 32  # fewer start a quarter of the way
 MOST_TO_CHOOSE = 1 << 12, 512  # rows and features that take part in a choice
 
 
@@ -78,9 +78,9 @@ def best_share(rows: Tensor, knots: int, spread: float) -> float:
     most_rows, most_features = MOST_TO_CHOOSE
     skipped = max(0, rows.shape[1] - most_features) // 2
     rows = rows[:, skipped : skipped + most_features]
-    if len(rows) < ROWS_TO_CHOOSE or not rows.shape[1]:
-        return SHARES[0]
-    if rows.shape[1] == 1:
+    if len(rows) < ROWS_TO_CHOOSE:
+        return SHARES[1]
+    if rows.shape[1] <= 1:
         return SHARES[-1]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")[:most_rows]
     halves = rows[order.to(rows.device)].chunk(2)

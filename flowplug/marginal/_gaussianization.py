@@ -37,14 +37,14 @@ class MarginalGaussianization(FromData, Transform):
     With a share of 1 the knots start at quantiles, which they map to those of a standard normal. Where features depend
     on each other more than on shapes of their own, as the pixels of a patch do, that bends what was straight. So the
     start goes a share of the way from the map that standardises each feature, in quarters: that after which an
-    elliptical distribution, fitted to one half of the rows, gives the highest likelihood to the other. Tied values are
-    spread over a fiftieth of a standard deviation; a constant feature is centred and left at its scale; the slope of a
-    tail is that of largest likelihood for the n rows beyond the knot, which so have scores of at most
-    :math:`2.7 + \sqrt{n + 4}`.
+    elliptical distribution, fitted to one half of the rows, gives the highest likelihood to the other. Training counts
+    by as much: with a share of 0 the map stays. Tied values are spread over a fiftieth of a standard deviation; a
+    constant feature is centred and left at its scale; the slope of a tail is that of largest likelihood for the n rows
+    beyond the knot, which so have scores of at most :math:`2.7 + \sqrt{n + 4}`.
 
     Buffers hold the start (saved, loaded, averaged, and broadcast by DDP), and parameters what training adds to the
-    logarithms of widths, heights and slopes, from 0 to at most 5. Where training starts with `inverse`, as for a
-    reverse KL divergence, the map does not start from data later, and a `StartWarning` says so.
+    logarithms of widths, heights and slopes, from 0 to at most 5 times the share. Where training starts with `inverse`,
+    as for a reverse KL divergence, the map does not start from data later, and a `StartWarning` says so.
 
     Reference: Chen, Gopinath, "Gaussianization", NeurIPS 2000; Durkan et al., "Neural Spline Flows", NeurIPS 2019,
     eqs. (4)-(8), for the pieces; Meng et al., "Gaussianization Flows", AISTATS 2020, for splines that train.
@@ -71,6 +71,7 @@ class MarginalGaussianization(FromData, Transform):
 
     location: Tensor
     scale: Tensor
+    strength: Tensor
     rows: Tensor
     start_widths: Tensor
     start_heights: Tensor
@@ -104,6 +105,8 @@ class MarginalGaussianization(FromData, Transform):
         self._step = 2 * _fit.LARGEST / (knots - 1)
         self.register_buffer("location", torch.zeros(self.features))
         self.register_buffer("scale", torch.ones(self.features))
+        # The share that was chosen: training changes as much of the map.
+        self.register_buffer("strength", torch.ones(()))
         # Those met so far, while they are too few.
         self.register_buffer("rows", torch.zeros(self.rows_needed, self.features))
         # Logarithms of widths and heights, in `_step`, and of slopes: buffers start, parameters train from there.
@@ -136,12 +139,15 @@ class MarginalGaussianization(FromData, Transform):
         """That of standardised features, in no less than single precision: knots are sums."""
         lengths = self._lengths(torch.cat([self._trained("widths"), self._trained("heights")]))
         x, y = _fit.from_middle(lengths).chunk(2)
-        shift = at_least_single(self._steady(self.start_shift)) + at_least_single(self.shift)
-        return Spline(x, y + shift, self._trained("slopes").exp())
+        return Spline(x, y + self._changed("start_shift", self.shift), self._trained("slopes").exp())
 
     def _trained(self, part: str) -> Tensor:
-        change = MOST_CHANGE * (at_least_single(getattr(self, f"log_{part}")) / MOST_CHANGE).tanh()
-        return at_least_single(self._steady(getattr(self, f"start_{part}"))) + change
+        logs = at_least_single(getattr(self, f"log_{part}"))
+        return self._changed(f"start_{part}", MOST_CHANGE * (logs / MOST_CHANGE).tanh())
+
+    def _changed(self, start: str, change: Tensor) -> Tensor:
+        strength, first = (at_least_single(self._steady(getattr(self, name))) for name in ("strength", start))
+        return first + strength * at_least_single(change)
 
     def _lengths(self, logs: Tensor) -> Tensor:
         return self._step * (NARROWEST + (1 - NARROWEST) * logs.exp())
@@ -194,6 +200,7 @@ class MarginalGaussianization(FromData, Transform):
         middle = self.knots // 2
         self.location.copy_(location + scale * spline.x[:, middle])
         self.scale.copy_(scale)
+        self.strength.fill_(share)
         self.start_widths.copy_(self._logs(spline.x.diff()))
         self.start_heights.copy_(self._logs(spline.y.diff()))
         self.start_slopes.copy_(spline.slope.log())
@@ -201,7 +208,7 @@ class MarginalGaussianization(FromData, Transform):
 
     def _forget(self) -> None:
         for name, value in self.named_buffers():
-            value.fill_(name == "scale")
+            value.fill_(name in {"scale", "strength"})
         for parameter in self.parameters():
             parameter.zero_()
 

@@ -201,10 +201,19 @@ class TestShare:
         torch.testing.assert_close(y - y[0], slope * (x - x[0]), atol=1e-2, rtol=1e-3)
         torch.testing.assert_close(y.detach().clamp(-10, 10).std(0), torch.ones(10), atol=0.2, rtol=0)
 
-    def test_few_rows_are_standardised(self):
-        x = table("log-normal", "normal", rows=20)
-        y, _ = started(x)(x)
-        torch.testing.assert_close(y, (x - x.mean(0)) / x.std(0, correction=0), atol=1e-3, rtol=1e-3)
+    def test_training_counts_by_the_share(self):
+        for share in (0.0, 0.5, 1.0):
+            marginals, x = started(table("normal"), share=share), torch.zeros(1, 1)
+            before = marginals(x)[0]
+            with torch.no_grad():
+                marginals.shift.add_(2.0)
+            torch.testing.assert_close(marginals(x)[0] - before, torch.full((1, 1), 2 * share))
+            marginals.log_slopes.data.fill_(100.0)
+            changed = marginals._spline().slope / marginals.start_slopes.exp()
+            torch.testing.assert_close(changed, torch.full_like(changed, math.exp(5 * share)), rtol=1e-4, atol=0)
+
+    def test_few_rows_go_a_quarter_of_the_way(self):
+        assert started(table("log-normal", "normal", rows=20)).strength == 0.25
 
     def test_one_feature_goes_all_of_the_way(self):
         x = table("uniform")
@@ -391,7 +400,7 @@ class TestRunning:
 
     def test_trains(self):
         x = torch.randn(2000, 2).exp()
-        marginals = fp.MarginalGaussianization(2, share=0.0)
+        marginals = fp.MarginalGaussianization(2, share=0.25)
         marginals.start(x)
         before, optimizer = log_likelihood(marginals, x), torch.optim.Adam(marginals.parameters(), 0.03)
         for _ in range(60):
