@@ -80,6 +80,8 @@ ADMITS = {
 CORE = {
     "ActNorm": (fp.ActNorm, {"features": 2}),
     "Whitening": (fp.Whitening, {"features": 2}),
+    "MarginalGaussianization": (fp.MarginalGaussianization, {"features": 2}),
+    "HistogramGaussianization": (fp.HistogramGaussianization, {"features": 2}),
     "InverseTransform": (fp.InverseTransform, {"transform": fp.ActNorm(2)}),
     "ResidualTransform": (fp.ResidualTransform, {"g": fp.LipschitzMLP(2)}),
     "ResidualTransform of any g": (fp.ResidualTransform, {"g": nn.Sequential(fp.LipschitzLinear(2, 2, bound=0.9))}),
@@ -161,6 +163,7 @@ ELSEWHERE = {
 OF_TORCH = {"device", "cache_size"}
 # Given by flowplug itself, in every pass.
 INNER = {"mix", "by_content", "number"}
+SIGNED = {"seed", "low"}  # may be negative
 OF_DENSE = {"activation", "bias", "gradient", "value", "init"}
 
 
@@ -178,7 +181,7 @@ def trials():
             # A target or base distribution is whatever has a log_prob.
             annotation = "None" if parameter.name in ("q0", "p") and "normflows" in name else parameter.annotation
             if parameter.name not in skipped:
-                kinds = admitted(annotation) | ({"seed"} if parameter.name == "seed" else set())
+                kinds = admitted(annotation) | ({"seed"} if parameter.name in SIGNED else set())
                 yield pytest.param(make, good, parameter.name, kinds, name, id=f"{name}-{parameter.name}")
 
 
