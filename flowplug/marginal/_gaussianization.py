@@ -33,6 +33,7 @@ class MarginalGaussianization(FromData, Transform):
     from the first batch, or, with a `StartWarning`, from as many small ones as it takes. `start` takes rows by name, in
     any mode, some thousands rather than some hundreds, and `reset` goes back to the identity. The place is in front of
     a flow, where features are those of the data: a `Whitening` behind then sees distributions that are nearly normal.
+    A residual flow so gains 1.8 nats on MiniBooNE and 1.2 on protein in equal time (examples/results/README.md).
 
     With a share of 1 the knots start at quantiles, which they map to those of a standard normal. Where features depend
     on each other more than on shapes of their own, as the pixels of a patch do, that bends what was straight. So the
