@@ -6,8 +6,8 @@ from flowplug._arguments import as_shape, require_ints, require_positive, requir
 from flowplug._errors import ShapeError
 
 
-def event_of(owner: str, features: int | Sequence[int], event_dim: int | None) -> tuple[int, ...]:
-    """The leading sizes of an event, checked.
+def event_of(owner: str, features: int | Sequence[int], event_dim: int | None) -> tuple[tuple[int, ...], int]:
+    """The leading sizes of an event and how many dimensions it has, checked.
 
     Args:
         owner: Whose arguments they are.
@@ -24,4 +24,4 @@ def event_of(owner: str, features: int | Sequence[int], event_dim: int | None) -
     require_ints(owner, event_dim=dims)
     if not sizes or dims < len(sizes):
         raise ShapeError(f"{owner} needs event_dim of at least the sizes in features={sizes}, one or more; got {dims}")
-    return sizes
+    return sizes, dims

@@ -38,10 +38,11 @@ class MarginalGaussianization(FromData, Transform):
     With a share of 1 the knots start at quantiles, which they map to those of a standard normal. Where features depend
     on each other more than on shapes of their own, as the pixels of a patch do, that bends what was straight. So the
     start goes a share of the way from the map that standardises each feature, in quarters: that after which an
-    elliptical distribution, fitted to one half of the rows, gives the highest likelihood to the other. Training counts
-    by as much: with a share of 0 the map stays. Tied values are spread over a fiftieth of a standard deviation; a
-    constant feature is centred and left at its scale; the slope of a tail is that of largest likelihood for the n rows
-    beyond the knot, which so have scores of at most :math:`2.7 + \sqrt{n + 4}`.
+    elliptical distribution, fitted to one half of the rows, gives the highest likelihood to the other (a quarter for
+    fewer than 32 rows, all of the way for a single feature). Training counts by as much: with a share of 0 the map
+    stays. Tied values are spread over a fiftieth of a standard deviation; a constant feature is centred and left at its
+    scale; the slope of a tail is that of largest likelihood for the n rows beyond the knot, which so have scores of at
+    most :math:`2.7 + \sqrt{n + 4}`.
 
     Buffers hold the start (saved, loaded, averaged, and broadcast by DDP), and parameters what training adds to the
     logarithms of widths, heights and slopes, from 0 to at most 5 times the share. Where training starts with `inverse`,
@@ -89,8 +90,7 @@ class MarginalGaussianization(FromData, Transform):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        shape = event_of(name, features, event_dim)
-        event_dim = len(shape) if event_dim is None else event_dim
+        shape, self.event_dim = event_of(name, features, event_dim)
         require_ints(name, knots=knots)
         if knots < 3 or knots % 2 == 0:
             raise ValueError(f"{name} needs an odd number of knots, at least 3; got {knots}")
@@ -98,8 +98,7 @@ class MarginalGaussianization(FromData, Transform):
             require_numbers(name, share=share)
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}(share=...) must be in [0, 1]; got {share}")
-        self.event_dim = event_dim
-        self.event_shape = (*shape, *[None] * (event_dim - len(shape)))
+        self.event_shape = (*shape, *[None] * (self.event_dim - len(shape)))
         self._own = len(shape)
         self.features, self.knots, self.share = torch.Size(shape).numel(), knots, share
         self.rows_needed = max(64, min(256, MOST_KEPT // self.features))
@@ -126,7 +125,7 @@ class MarginalGaussianization(FromData, Transform):
         del context
         self._meet(x)
         columns = (self._columns(x) - self._wide("location")) / self._wide("scale")
-        most = torch.finfo(columns.dtype).max  # infinities have no place on a line
+        most = torch.finfo(columns.dtype).max  # an infinity would have no place among the knots
         y, log_slopes = self._spline()(columns.clamp(-most, most))
         return self._events(y, x), self._ladj(log_slopes, x)
 

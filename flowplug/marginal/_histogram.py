@@ -85,16 +85,14 @@ class HistogramGaussianization(FromData, Transform):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        shape = event_of(name, features, event_dim)
-        event_dim = len(shape) if event_dim is None else event_dim
+        shape, self.event_dim = event_of(name, features, event_dim)
         require_ints(name, levels=levels)
         require_numbers(name, low=low, high=high)
         if levels < 2:
             raise ValueError(f"{name}(levels=...) must be at least 2; got {levels}")
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"{name} needs finite low < high; got {low} and {high}")
-        self.event_dim = event_dim
-        self.event_shape = (*shape, *[None] * (event_dim - len(shape)))
+        self.event_shape = (*shape, *[None] * (self.event_dim - len(shape)))
         self.levels, self.low, self.high = levels, float(low), float(high)
         # How many rows of each entry fell on each cell; several values in a row share its one.
         self.register_buffer("counts", torch.zeros(math.prod(shape), levels))

@@ -153,7 +153,7 @@ def _by_autograd(
 
 @torch.no_grad()
 def place(at: Tensor, knots: Tensor) -> Tensor:
-    """How many of the rising ``knots: (F, K)`` each entry of ``at: (F, N)`` has reached.
+    """How many of the rising ``knots: (F, K)`` each entry of ``at: (F, N)``, all finite, has reached.
 
     By bisection in steps of all entries, which takes half the time of `torch.searchsorted`.
     """
@@ -165,4 +165,4 @@ def place(at: Tensor, knots: Tensor) -> Tensor:
         step >>= 1
         further = at >= knots[:, step - 1 :].gather(1, reached)
         reached = torch.add(reached, further.long(), alpha=step)
-    return reached.clamp(max=count)  # an infinity, of a value beyond the dtype's range, has reached what pads them
+    return reached

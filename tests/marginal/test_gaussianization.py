@@ -185,8 +185,10 @@ class TestShare:
 
     @pytest.mark.parametrize("constants", [2, 20])
     def test_constant_features_have_no_say(self, constants):
-        x = torch.cat([torch.randn(ROWS, 5).exp(), torch.full((ROWS, constants), 3.0)], 1)
-        assert whitened(x) == whitened(x, 1.0)
+        few = torch.full((ROWS, constants), 3.0)
+        shapes, ties = torch.randn(ROWS, 5).exp(), torch.randn(ROWS, 5) * torch.randn(ROWS, 1).exp()
+        assert started(torch.cat([shapes, few], 1)).strength == started(shapes).strength == 1
+        assert started(torch.cat([ties, few], 1)).strength == started(ties).strength < 0.5
 
     def test_rows_in_pairs(self):
         x = torch.stack([torch.zeros(1000, 3), torch.randn(1000, 3).exp()], 1).reshape(2000, 3)
@@ -438,7 +440,7 @@ class TestRunning:
     def test_no_more_rows_than_it_needs_are_kept(self, rows):
         marginals = fp.MarginalGaussianization(2)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", fp.StartWarning)
+            warnings.simplefilter("ignore", fp.StartWarning)  # rows are few on purpose
             marginals(torch.randn(rows, 2))
         assert bool(marginals.rows[:rows].all())
         marginals(torch.randn(500, 2))

@@ -166,7 +166,7 @@ class TestRunning:
             lambda: torch.vmap(lambda row: transform(row)[0])(x),
         ):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", fp.StartWarning)
+                warnings.simplefilter("ignore", fp.StartWarning)  # rows are few on purpose
                 run()
             assert transform.started == 0
             assert not transform.counts.any()
