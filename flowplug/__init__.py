@@ -2,6 +2,8 @@
 
 from flowplug import testing as testing
 from flowplug._actnorm import ActNorm as ActNorm
+from flowplug._composition import ComposedTransform as ComposedTransform
+from flowplug._composition import InverseTransform as InverseTransform
 from flowplug._errors import CaptureError as CaptureError
 from flowplug._errors import ContextError as ContextError
 from flowplug._errors import DeviceError as DeviceError
@@ -23,8 +25,6 @@ from flowplug._noise import fixed_noise as fixed_noise
 from flowplug._noise import no_logdet as no_logdet
 from flowplug._residual import ResidualTransform as ResidualTransform
 from flowplug._stack import ResidualStack as ResidualStack
-from flowplug._transform import ComposedTransform as ComposedTransform
-from flowplug._transform import InverseTransform as InverseTransform
 from flowplug._transform import Transform as Transform
 from flowplug._whitening import Whitening as Whitening
 from flowplug.branch import Branch as Branch
@@ -46,6 +46,8 @@ from flowplug.dense import SmoothLeakyReLU as SmoothLeakyReLU
 from flowplug.dense import TanhLinear as TanhLinear
 from flowplug.dense import TransposedRelative as TransposedRelative
 from flowplug.hosts import HostTransform as HostTransform
+from flowplug.images import Reshape as Reshape
+from flowplug.images import Squeeze as Squeeze
 from flowplug.lipschitz import SVD as SVD
 from flowplug.lipschitz import Activation as Activation
 from flowplug.lipschitz import CLipSwish as CLipSwish

@@ -6,8 +6,9 @@ from torch import nn
 
 from flowplug._actnorm import ActNorm
 from flowplug._arguments import require_ints
+from flowplug._composition import ComposedTransform
 from flowplug._residual import ResidualTransform
-from flowplug._transform import ComposedTransform, Transform
+from flowplug._transform import Transform
 from flowplug._whitening import Whitening
 from flowplug.dense import DenseTransform, ScaledIdentity
 from flowplug.lipschitz import LipschitzMLP, NetworkNorm, OperatorNorm, PathNorm, SineHuber

@@ -1,4 +1,4 @@
-"""The protocol every flowplug transform follows, and the two ways to combine transforms.
+"""The protocol every flowplug transform follows.
 
 Conventions, stated once. ``forward`` maps data to latent and is the cheap direction; ``inverse`` maps latent to data.
 Both return the pair (output, ladj), where ladj is the log absolute determinant of the Jacobian of *the map just
@@ -9,12 +9,10 @@ trailing dimensions; any number of batch dimensions, none and empty ones include
 import abc
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from flowplug._arguments import require_instance
 from flowplug._errors import (
     ContextError,
     DeviceError,
@@ -27,6 +25,8 @@ from flowplug._errors import (
 from flowplug._precision import full_precision
 from flowplug._reading import Later, first_parameter, known_number, transformed
 from flowplug._start import reset, starting
+
+Shape = tuple[int | None, ...]  # sizes of an event, None where one is not known, or any fits
 
 
 class Transform(nn.Module, abc.ABC):
@@ -57,8 +57,38 @@ class Transform(nn.Module, abc.ABC):
     """
 
     event_dim: int
-    event_shape: tuple[int | None, ...] | None = None
+    event_shape: Shape | None = None
     context_features: int = 0
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of trailing dimensions that form one event of the latent: ``event_dim``, unless the shape changes."""
+        return self.event_dim
+
+    @property
+    def latent_shape(self) -> Shape | None:
+        """Sizes of those dimensions, as far as they are known, like ``event_shape``."""
+        return None if self.event_shape is None else self._forward_shape(self.event_shape)
+
+    def forward_shape(self, event: Sequence[int | None]) -> Shape:
+        """The sizes of the latent for those of an event, ``None`` where a size is not known.
+
+        Raises:
+            ShapeError: No event has these sizes.
+
+        Example:
+            >>> Squeeze(2).forward_shape((3, 32, 32)), ActNorm(2).forward_shape((None,))
+            ((12, 16, 16), (2,))
+        """
+        return self._forward_shape(_merge(type(self).__name__, event, self.event_dim, self.event_shape))
+
+    def inverse_shape(self, latent: Sequence[int | None]) -> Shape:
+        """The sizes of an event for those of the latent, ``None`` where a size is not known.
+
+        Raises:
+            ShapeError: No latent has these sizes.
+        """
+        return self._inverse_shape(_merge(f"{type(self).__name__}.inverse", latent, self.latent_dim, self.latent_shape))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps data to latent.
@@ -68,7 +98,7 @@ class Transform(nn.Module, abc.ABC):
             context: Shape ``(*batch, context_features)``; batch shapes broadcast against each other.
 
         Returns:
-            The latent ``y`` of shape ``(*batch, *event)``, and its log-det ``(*batch,)`` in nats.
+            The latent ``y`` of shape ``(*batch, *latent)``, and its log-det ``(*batch,)`` in nats.
 
         Raises:
             ShapeError: The event shape is wrong, or the batch shapes do not broadcast.
@@ -83,7 +113,7 @@ class Transform(nn.Module, abc.ABC):
         """Maps latent to data.
 
         Args:
-            y: Latent, shape ``(*batch, *event)``.
+            y: Latent, shape ``(*batch, *latent)``.
             context: As in `forward`.
 
         Returns:
@@ -95,7 +125,7 @@ class Transform(nn.Module, abc.ABC):
             NotConverged: A numerical inverse did not reach its tolerance.
             FlowplugError: As in `forward`.
         """
-        y, context = self._check(y, context)
+        y, context = self._check_as(f"{type(self).__name__}.inverse", y, context, self.latent_dim, self.latent_shape)
         kind = y.device.type
         if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             return self._inverse(y, context)
@@ -138,6 +168,14 @@ class Transform(nn.Module, abc.ABC):
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise InverseNotAvailable(f"{type(self).__name__} has no inverse")
 
+    def _forward_shape(self, event: Shape) -> Shape:
+        """As `forward_shape`, of sizes that fit."""
+        return event
+
+    def _inverse_shape(self, latent: Shape) -> Shape:
+        """As `inverse_shape`, of sizes that fit."""
+        return latent
+
     def _require_later(self, good: Tensor, message: str, kind: type[FlowplugError]) -> None:
         """Has a flag of a GPU looked at in one of the next passes."""
         later: Later = self.__dict__.setdefault("_later", Later())
@@ -152,16 +190,21 @@ class Transform(nn.Module, abc.ABC):
         return next(own, None)
 
     def _check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        name, like = type(self).__name__, self._like()
+        return self._check_as(type(self).__name__, x, context, self.event_dim, self.event_shape)
+
+    def _check_as(
+        self, name: str, x: Tensor, context: Tensor | None, event_dim: int, event_shape: Shape | None
+    ) -> tuple[Tensor, Tensor | None]:
+        like = self._like()
         if like is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling() and like.is_inference():
             raise DtypeError(
                 f"the weights of {name} were made inside torch.inference_mode, and have no derivatives: make it "
                 "outside, or call it under torch.no_grad()"
             )
         _check_tensor(self, "input", x, like=like)
-        split = x.dim() - self.event_dim
-        if split < 0 or not _fits(x.shape[split:], self.event_shape):
-            wanted = f"{self.event_dim} event dimension(s)" if self.event_shape is None else f"{self.event_shape}"
+        split = x.dim() - event_dim
+        if split < 0 or not fits(x.shape[split:], event_shape):
+            wanted = f"{event_dim} event dimension(s)" if event_shape is None else f"{event_shape}"
             raise ShapeError(f"{name} expects inputs (*batch, *event) with event {wanted}; got shape {tuple(x.shape)}")
         if self.context_features == 0:
             return x, None
@@ -185,8 +228,21 @@ class Transform(nn.Module, abc.ABC):
         return x.expand(*batch, *x.shape[split:]), context.expand(*batch, self.context_features)
 
 
-def _fits(shape: Sequence[int], pattern: tuple[int | None, ...] | None) -> bool:
-    return pattern is None or all(wanted in (None, got) for got, wanted in zip(shape, pattern, strict=True))
+def fits(shape: Sequence[int], pattern: Shape | None) -> bool:
+    """Whether sizes are those of a pattern, where that says any."""
+    if pattern is None:
+        return True
+    return len(shape) == len(pattern) and all(want in (None, got) for got, want in zip(shape, pattern, strict=True))
+
+
+def _merge(name: str, sizes: Sequence[int | None], event_dim: int, event_shape: Shape | None) -> Shape:
+    """What is known of an event by either."""
+    pattern = (None,) * event_dim if event_shape is None else event_shape
+    pairs = list(zip(sizes, pattern, strict=False))
+    if len(sizes) != event_dim or any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        wanted = f"of {event_dim} dimension(s)" if event_shape is None else f"{event_shape}"
+        raise ShapeError(f"{name} takes events {wanted}; got {tuple(sizes)}")
+    return tuple(size if known is None else known for size, known in pairs)
 
 
 def _check_tensor(transform: Transform, role: str, x: Tensor, *, like: Tensor | None) -> None:
@@ -215,80 +271,3 @@ def _check_tensor(transform: Transform, role: str, x: Tensor, *, like: Tensor | 
         raise NonFiniteError(
             f"{name}: the {role} holds {len(bad)} NaN or infinite value(s), the first at index {tuple(bad[0].tolist())}"
         )
-
-
-class ComposedTransform(Transform):
-    r"""Applies transforms one after the other, :math:`f = f_n \circ \dots \circ f_1`; ladjs add up.
-
-    Args:
-        transforms: In data-to-latent order; all of one ``event_dim``. Conditional ones share the context.
-
-    Raises:
-        ShapeError: There are no transforms, or their ``event_dim`` differ.
-        ContextError: Conditional transforms disagree on the width of the context.
-
-    Example:
-        >>> flow = ComposedTransform(ActNorm(2), ResidualTransform(LipschitzMLP(2)))
-        >>> y, ladj = flow(torch.randn(5, 2))
-        >>> y.shape, ladj.shape
-        (torch.Size([5, 2]), torch.Size([5]))
-    """
-
-    def __init__(self, *transforms: Transform) -> None:
-        super().__init__()
-        for transform in transforms:
-            if isinstance(transform, Sequence):
-                raise TypeError("ComposedTransform takes transforms one by one: ComposedTransform(*transforms)")
-            require_instance("ComposedTransform", "transforms", transform, Transform, "ActNorm(2)")
-        dims = sorted({transform.event_dim for transform in transforms})
-        if len(dims) != 1:
-            raise ShapeError(f"ComposedTransform needs one or more transforms of one event_dim; got event_dims {dims}")
-        widths = sorted({transform.context_features for transform in transforms} - {0})
-        if len(widths) > 1:
-            raise ContextError(f"ComposedTransform got transforms that want contexts of different widths {widths}")
-        self.transforms = nn.ModuleList(transforms)
-        self.event_dim = dims[0]
-        self.event_shape = transforms[0].event_shape
-        self.context_features = widths[0] if widths else 0
-
-    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(x.shape[: x.dim() - self.event_dim])
-        for transform in self.transforms:
-            x, ladj = transform(x, context)
-            total = total + ladj
-        return x, total
-
-    def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = y.new_zeros(y.shape[: y.dim() - self.event_dim])
-        for transform in reversed(self.transforms):
-            y, ladj = cast(Transform, transform).inverse(y, context)
-            total = total + ladj
-        return y, total
-
-
-class InverseTransform(Transform):
-    r"""Swaps the directions of a transform: :math:`y = f^{-1}(x, c)`.
-
-    Args:
-        transform: The transform :math:`f`.
-
-    Example:
-        >>> transform = InverseTransform(ActNorm(2).eval())
-        >>> y, ladj = transform(torch.randn(5, 2))
-    """
-
-    transform: Transform
-
-    def __init__(self, transform: Transform) -> None:
-        super().__init__()
-        require_instance("InverseTransform", "transform", transform, Transform, "ActNorm(2)")
-        self.transform = transform
-        self.event_dim = transform.event_dim
-        self.event_shape = transform.event_shape
-        self.context_features = transform.context_features
-
-    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.transform.inverse(x, context)
-
-    def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.transform.forward(y, context)

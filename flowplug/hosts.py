@@ -21,7 +21,8 @@ from flowplug._reading import mapped
 from flowplug._residual import ResidualTransform
 from flowplug._start import reset as reset
 from flowplug._start import starting as starting
-from flowplug._transform import Transform
+from flowplug._transform import Shape as Shape
+from flowplug._transform import Transform, fits
 
 Pair = tuple[Tensor, Tensor | float]
 
@@ -30,7 +31,8 @@ class HostTransform(Transform):
     """A host's transform behind flowplug's protocol.
 
     An adapter implements the two directions for inputs ``(B, *event)`` and a context ``(B, context_features)``. It may
-    return the log-det as a number, as one entry for all samples, or with element-wise dimensions kept.
+    return the log-det as a number, as one entry for all samples, or with element-wise dimensions kept. One whose host
+    changes the shape of events says how in ``_forward_shape`` and ``_inverse_shape``.
 
     Args:
         host: The host's transform.
@@ -66,7 +68,13 @@ class HostTransform(Transform):
             raise ContextError(f"context_features must not be negative; got {context_features}")
         self.host = host
         self.event_dim = event_dim
+        self._latent_dim = len(self.forward_shape((None,) * event_dim))
         self.context_features = context_features
+
+    @property
+    def latent_dim(self) -> int:
+        """As many dimensions as the host returns."""
+        return self._latent_dim
 
     @abc.abstractmethod
     def _to_latent(self, x: Tensor, context: Tensor | None) -> Pair: ...
@@ -75,33 +83,41 @@ class HostTransform(Transform):
     def _to_data(self, y: Tensor, context: Tensor | None) -> Pair: ...
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._run(self._to_latent, x, context)
+        split = x.dim() - self.event_dim
+        return self._run(self._to_latent, x, context, x.shape[:split], self._forward_shape(tuple(x.shape[split:])))
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._run(self._to_data, y, context)
+        split = y.dim() - self.latent_dim
+        return self._run(self._to_data, y, context, y.shape[:split], self._inverse_shape(tuple(y.shape[split:])))
 
     def _run(
-        self, direction: Callable[[Tensor, Tensor | None], Pair], x: Tensor, context: Tensor | None
+        self,
+        direction: Callable[[Tensor, Tensor | None], Pair],
+        x: Tensor,
+        context: Tensor | None,
+        batch: torch.Size,
+        wanted: Shape,
     ) -> tuple[Tensor, Tensor]:
-        split = x.dim() - self.event_dim
-        batch, event = x.shape[:split], x.shape[split:]
+        """Calls the host with rows of ``batch`` events, and takes what it returns for events of the wanted sizes."""
+        event = x.shape[len(batch) :]
         if x.numel() == 0:  # hosts take minima over the batch, and infer its size
-            return x.clone(), x.new_zeros(batch)
+            return x.reshape(*batch, *(size or 0 for size in wanted)).clone(), x.new_zeros(batch)
         # A copy, as hosts write on their inputs.
         rows = x.reshape(batch.numel(), *event).clone()
         if context is not None:
             context = context.reshape(batch.numel(), self.context_features)
         y, ladj = direction(rows, context)
-        if y.shape != rows.shape:
+        if len(y) != len(rows) or not fits(y.shape[1:], wanted):
             raise ShapeError(
-                f"{type(self.host).__name__} maps events of shape {tuple(event)} to {tuple(y.shape[1:])}: a bridged "
-                "transform must keep the shape; leave this one in its host, and bridge the parts before and after it"
+                f"{type(self.host).__name__} maps events of shape {tuple(event)} to {tuple(y.shape[1:])}, where "
+                f"{wanted} was expected: only the host's own classes may change the shape; use flowplug.Squeeze or "
+                "flowplug.Reshape, or leave this one in its host, and bridge the parts before and after it"
             )
         ladj = torch.as_tensor(ladj, dtype=x.dtype, device=x.device)
         if ladj.dim() > 1:
             ladj = ladj.flatten(1).sum(1)
         # Hosts add to log-dets in place: every sample gets an entry of its own.
-        return y.reshape(x.shape), ladj.expand(rows.shape[0]).clone().reshape(batch)
+        return y.reshape(*batch, *y.shape[1:]), ladj.expand(rows.shape[0]).clone().reshape(batch)
 
     @staticmethod
     def _call(direction: Callable[..., Pair], x: Tensor, context: Tensor | None) -> Pair:

@@ -94,11 +94,13 @@ class Row:
     make: Callable[..., nn.Module]
     event: tuple[int, ...] = (3,)
     context: int = 0
+    support: tuple[float, float] = (-math.inf, math.inf)
     # Why, and from what: names of laws, or of cells "law / way"; * stands for any.
     exempt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def inputs(self, rows=4):
-        x = torch.randn(rows, *self.event)
+        low, high = self.support
+        x = torch.randn(rows, *self.event) if math.isinf(low) else low + (high - low) * torch.rand(rows, *self.event)
         return x, torch.randn(rows, self.context) if self.context else None
 
 
@@ -127,6 +129,12 @@ def dense_net(*, logdet=None, **keywords):
 def composed(**keywords):
     parts = [fp.ActNorm(3), residual(), residual(context_features=2), fp.ActNorm(3)]
     return fp.ComposedTransform(*parts, **keywords)
+
+
+def squeezed(**keywords):
+    """Images to vectors."""
+    parts = [fp.ActNorm(1, event_dim=3), fp.Squeeze(), fp.ResidualTransform(fp.LipschitzCNN(4, (4,)))]
+    return fp.ComposedTransform(*parts, fp.Reshape((4, 1, 2), 8), fp.ActNorm(8), **keywords)
 
 
 def inverse(**keywords):
@@ -166,6 +174,10 @@ CORE = {
     "Histogram": Row(histogram, exempt=GRID),
     "Histogram pixels": Row(lambda **k: histogram((2, 2, 2), **k), event=(2, 2, 2), exempt=GRID),
     "Histogram channels": Row(lambda **k: histogram(2, event_dim=3, **k), event=(2, 2, 2), exempt=GRID),
+    "Squeeze": Row(lambda **k: fp.Squeeze(2, **k), event=(1, 2, 4)),
+    "Reshape": Row(lambda **k: fp.Reshape((2, 1, 2), 4, **k), event=(2, 1, 2)),
+    "Squeezed": Row(squeezed, event=(1, 2, 4)),
+    "Inverse squeezed": Row(lambda **k: fp.InverseTransform(squeezed(), **k), event=(8,), exempt=REFUSED_THRICE),
     "ActNorm image": Row(lambda **k: fp.ActNorm(2, event_dim=3, **k), event=(2, 2, 2)),
     "Marginals": Row(lambda **k: fp.MarginalGaussianization(3, **k)),
     "Marginals all the way": Row(lambda **k: fp.MarginalGaussianization(3, share=1.0, **k)),
@@ -318,6 +330,7 @@ ADAPTERS = {
     ),
     "nflows Histogram": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(histogram(), **k)), exempt=GRID),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
+    "nflows squeezed": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(squeezed(), **k)), event=(1, 2, 4)),
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
     "normflows own net": Row(normflows_own_net, exempt=OWN),
@@ -330,11 +343,15 @@ ADAPTERS = {
         lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(histogram(), **k)), exempt=GRID
     ),
     "normflows ActNorm": Row(lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.ActNorm(3), **k))),
+    "normflows squeezed": Row(
+        lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(squeezed(), **k)), event=(1, 2, 4)
+    ),
     "zuko": Row(zuko_residual),
     "zuko context": Row(zuko_context, context=2),
     "zuko stochastic": Row(zuko_stochastic, exempt=OWN_NOISE),
     "zuko Whitening": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.Whitening(3), **k))),
     "zuko Marginals": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.MarginalGaussianization(3), **k))),
     "zuko Histogram": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(histogram(), **k)), exempt=GRID),
+    "zuko squeezed": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(squeezed(), **k)), event=(1, 2, 4)),
     "zuko ActNorm": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.ActNorm(3), **k))),
 }

@@ -63,7 +63,7 @@ def left_out(row, law, way):
 
 def check(row, law, way="eager"):
     """Checks a cell; what turns out to be empty is skipped with its reason."""
-    reason = check_cell(law, way, Case(row.make, *row.inputs()))
+    reason = check_cell(law, way, Case(row.make, *row.inputs(), support=row.support))
     if reason is not None:
         pytest.skip(reason)
 

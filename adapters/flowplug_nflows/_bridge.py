@@ -1,29 +1,31 @@
 """nflows' transforms as flowplug transforms."""
 
-from nflows.transforms.base import InverseNotAvailable, MultiscaleCompositeTransform, Transform
-from nflows.transforms.reshape import SqueezeTransform
+from nflows.transforms.base import InverseNotAvailable, Transform
 from torch import Tensor
 
 import flowplug as fp
-from flowplug.hosts import HostTransform, Pair, check_host, context_width, takes_context
+from flowplug.hosts import HostTransform, Pair, Shape, check_host, context_width, takes_context
+from flowplug_nflows._shapes import event_dim_of, forward_shape, inverse_shape
 
 
-def from_nflows(transform: Transform, *, event_dim: int = 1, context_features: int | None = None) -> fp.Transform:
+def from_nflows(
+    transform: Transform, *, event_dim: int | None = None, context_features: int | None = None
+) -> fp.Transform:
     """An nflows transform as a flowplug transform, and so as one of any other host.
 
     flowplug's ``forward`` is nflows' ``forward``, data to latent. A ``CompositeTransform`` is taken as a whole; of an
-    nflows ``Flow`` pass the transform it was made from.
+    nflows ``Flow`` pass the transform it was made from. nflows' own classes may change the shape of events.
 
     Args:
         transform: The nflows transform. It is used, not copied: its parameters train with what it becomes part of.
-        event_dim: 1 for vectors, 3 for images ``(C, H, W)``.
+        event_dim: 1 for vectors, 3 for images ``(C, H, W)``; ``None`` for 3 where a ``SqueezeTransform`` is inside, for
+            that of the first transform of flowplug inside, else for 1.
         context_features: Width of the context; ``None`` reads it off the networks of nflows. Needed with networks of
             your own, and 0 keeps the context from a transform that has the argument and cannot use it.
 
     Raises:
         TypeError: This is no nflows transform; the message names what to call or pass.
-        ShapeError: It changes the shape of events: ``SqueezeTransform`` and ``MultiscaleCompositeTransform`` here,
-            others when called.
+        ShapeError: ``event_dim`` does not fit its parts, or when called: a class of your own changes the shape.
         ContextError: It takes no context, or its networks want contexts of different widths.
         InverseNotAvailable: When called, where nflows has no inverse: as for ``BatchNorm`` in train mode.
 
@@ -36,15 +38,11 @@ def from_nflows(transform: Transform, *, event_dim: int = 1, context_features: i
     """
     check_host("from_nflows", transform, Transform, "of a Flow, pass the transform it was made from")
     name = type(transform).__name__
-    if isinstance(transform, SqueezeTransform | MultiscaleCompositeTransform):
-        raise fp.ShapeError(
-            f"{name} changes the shape of events, which a flowplug transform keeps: leave it in nflows, and bridge the "
-            "transforms around or inside it one by one"
-        )
     width = context_width(transform) if context_features is None else context_features
     if width and not takes_context(transform.forward):
         raise fp.ContextError(f"{name}.forward has no argument context: pass context_features=0, not {width}")
-    return NflowsBridge(transform, event_dim=event_dim, context_features=width)
+    dims = event_dim_of(transform) if event_dim is None else event_dim
+    return NflowsBridge(transform, event_dim=dims, context_features=width)
 
 
 class NflowsBridge(HostTransform):
@@ -62,3 +60,9 @@ class NflowsBridge(HostTransform):
                 f"{type(self.host).__name__} of nflows has no inverse in {mode} mode: {error} "
                 "(for BatchNorm: call eval() first, or use flowplug.ActNorm in its place)"
             ) from error
+
+    def _forward_shape(self, event: Shape) -> Shape:
+        return forward_shape(self.host, event)
+
+    def _inverse_shape(self, latent: Shape) -> Shape:
+        return inverse_shape(self.host, latent)

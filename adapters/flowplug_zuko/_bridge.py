@@ -7,10 +7,11 @@ from torch import Tensor
 from zuko.lazy import LazyTransform
 
 import flowplug as fp
-from flowplug.hosts import HostTransform, Pair, check_host
+from flowplug.hosts import HostTransform, Pair, Shape, check_host
+from flowplug_zuko._shapes import event_dim_of, forward_shape, inverse_shape
 
 
-def from_zuko(transform: LazyTransform, *, event_dim: int = 1, context_features: int = 0) -> fp.Transform:
+def from_zuko(transform: LazyTransform, *, event_dim: int | None = None, context_features: int = 0) -> fp.Transform:
     """A lazy transform of zuko as a flowplug transform, and so as one of any other host.
 
     flowplug's ``forward`` is the call of zuko's transform, data to latent. Of a zuko ``Flow`` pass its ``transform``;
@@ -18,12 +19,14 @@ def from_zuko(transform: LazyTransform, *, event_dim: int = 1, context_features:
 
     Args:
         transform: The lazy transform. It is used, not copied: its parameters train with what it becomes part of.
-        event_dim: 1 for vectors, 3 for images ``(C, H, W)``; element-wise log-dets are summed over them.
+        event_dim: 1 for vectors, 3 for images ``(C, H, W)``; element-wise log-dets are summed over them. ``None`` for
+            that of a first ``UnconditionalTransform`` or `ZukoTransform`, else for 1.
         context_features: Width of the context the transform was made for.
 
     Raises:
         TypeError: This is no lazy transform; the message names what to call or pass.
-        ShapeError: When called: the transform needs more event dimensions, or changes the shape of events.
+        ShapeError: When called: the transform needs more event dimensions, or changes the shape of events and is no
+            ``ReshapeTransform``.
         ContextError: When called: the context is missing, or has the wrong width.
         InverseNotAvailable: When called, where the transform is no bijection.
 
@@ -36,21 +39,28 @@ def from_zuko(transform: LazyTransform, *, event_dim: int = 1, context_features:
     """
     otherwise = "of a Flow, pass its transform; an eager one as UnconditionalTransform(RotationTransform, A)"
     check_host("from_zuko", transform, LazyTransform, otherwise)
-    return ZukoBridge(transform, event_dim=event_dim, context_features=context_features)
+    dims = event_dim_of(transform) if event_dim is None else event_dim
+    return ZukoBridge(transform, event_dim=dims, context_features=context_features)
 
 
 class ZukoBridge(HostTransform):
     """What `from_zuko` returns."""
 
     def _to_latent(self, x: Tensor, context: Tensor | None) -> Pair:
-        return self._pair(self.host(context), x)
+        return self._pair(self.host(context), x, self.event_dim)
 
     def _to_data(self, y: Tensor, context: Tensor | None) -> Pair:
-        return self._pair(self.host(context).inv, y)
+        return self._pair(self.host(context).inv, y, self.latent_dim)
 
-    def _pair(self, transform: Any, x: Tensor) -> Pair:  # noqa: ANN401 -- torch's type lacks zuko's method
+    def _forward_shape(self, event: Shape) -> Shape:
+        return forward_shape(self.host, event)
+
+    def _inverse_shape(self, latent: Shape) -> Shape:
+        return inverse_shape(self.host, latent)
+
+    def _pair(self, transform: Any, x: Tensor, event_dim: int) -> Pair:  # noqa: ANN401 -- torch's type lacks zuko's method
         dim = transform.domain.event_dim
-        if dim > self.event_dim:
+        if dim > event_dim:
             raise fp.ShapeError(f"{type(self.host).__name__} maps events of {dim} dimensions: pass event_dim={dim}")
         try:
             y, ladj = transform.call_and_ladj(x)

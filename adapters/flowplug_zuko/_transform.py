@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -37,7 +38,8 @@ class BoundTransform(Transform):
             require_instance("BoundTransform", "context", context, Tensor, "torch.zeros(5, 3)")
         require_ints("BoundTransform", **given(seed=seed))
         self.core, self.context = core, context
-        self.domain = self.codomain = constraints.independent(constraints.real, core.event_dim)  # type: ignore[no-untyped-call]
+        self.domain = constraints.independent(constraints.real, core.event_dim)  # type: ignore[no-untyped-call]
+        self.codomain = constraints.independent(constraints.real, core.latent_dim)  # type: ignore[no-untyped-call]
         self.seed = int(torch.randint(2**31, (), device="cpu")) if seed is None and draws_noise(core) else seed
 
     def with_cache(self, cache_size: int = 1) -> BoundTransform:
@@ -45,6 +47,16 @@ class BoundTransform(Transform):
         if cache_size == self._cache_size:
             return self
         return BoundTransform(self.core, self.context, seed=self.seed, cache_size=cache_size)
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of the output for that of an input, batch included."""
+        split = len(shape) - self.core.event_dim
+        return torch.Size([*shape[:split], *self.core.forward_shape(shape[split:])])  # type: ignore[list-item]
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of the input for that of an output, batch included."""
+        split = len(shape) - self.core.latent_dim
+        return torch.Size([*shape[:split], *self.core.inverse_shape(shape[split:])])  # type: ignore[list-item]
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The transformed value and its log-det, in one pass."""

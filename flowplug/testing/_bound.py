@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,27 @@ from flowplug._errors import LipschitzError
 from flowplug._residual import ResidualTransform
 from flowplug.branch import Branch, LipschitzBound
 from flowplug.lipschitz import InducedNorm
-from flowplug.testing._case import Case, jacobian
+from flowplug.testing._case import Case, directions, jacobian
 from flowplug.testing._comparison import require
 
 
 def has_a_bound(case: Case) -> bool:
     """Whether there is a residual transform inside."""
-    return next(_residuals(case.fresh()), None) is not None
+    return any(isinstance(module, ResidualTransform) for module in case.fresh().modules())
 
 
 def respects_its_bound(case: Case) -> None:
     """After 200 Adam steps that enlarge the Jacobian of g, without a manual call, it is within the stated bound."""
     transform = case.build(training=True)
-    for residual in _residuals(transform):
+    for residual, x in _residuals(case, transform):
         context = case.context if residual.context_features else None
         optimizer = torch.optim.Adam(residual.g.parameters(), lr=0.05)
         for _ in range(200):
-            matrix = Branch.of(residual.g, context).jacobian(case.x)[1]
+            matrix = Branch.of(residual.g, context).jacobian(x)[1]
             optimizer.zero_grad()
             torch.autograd.backward(-matrix.square().sum())
             optimizer.step()
-        _require_within(residual.lipschitz, Branch.of(residual.g, context).jacobian(case.x)[1].detach(), "training")
+        _require_within(residual.lipschitz, Branch.of(residual.g, context).jacobian(x)[1].detach(), "training")
 
 
 def covers_what_it_computes(case: Case) -> None:
@@ -44,14 +44,14 @@ def covers_what_it_computes(case: Case) -> None:
     ``prune`` on a layer: each is called, and what it changes is in the certificate, or it is refused.
     """
     for name, tamper in _TAMPERS.items():
-        for index in range(len(list(_residuals(case.fresh())))):
+        for index in range(len(_residuals(case, case.start()))):
             for part in range(3):
                 _check_tampered(case, name, tamper, index, part)
 
 
 def _check_tampered(case: Case, name: str, tamper: Tamper, index: int, part: int) -> None:
     transform = case.build(training=True)
-    residual = list(_residuals(transform))[index]
+    residual, x = _residuals(case, transform)[index]
     target = _parts(residual.g)[part]
     context = case.context if residual.context_features else None
     if target is None:
@@ -61,12 +61,12 @@ def _check_tampered(case: Case, name: str, tamper: Tamper, index: int, part: int
         notice = tamper(target)
         if notice is None:  # no such weight here
             return
-        before = residual(case.x, context)[0].detach()
+        before = residual(x, context)[0].detach()
         lipschitz = residual.lipschitz
-        matrix = jacobian(residual, case.x, context, differentiable=False)
+        matrix = jacobian(residual, x, context, differentiable=False)
         _require_within(lipschitz, matrix - torch.eye(matrix.shape[-1]).to(matrix), where)
         noticed = notice()
-        after = residual(case.x, context)[0].detach()
+        after = residual(x, context)[0].detach()
     except LipschitzError:
         return
     require(noticed or not torch.equal(before, after), f"{where} is ignored")
@@ -154,8 +154,21 @@ _TAMPERS: dict[str, Tamper] = {
 }
 
 
-def _residuals(transform: nn.Module) -> Iterator[ResidualTransform]:
-    return (module for module in transform.modules() if isinstance(module, ResidualTransform))
+def _residuals(case: Case, transform: Any) -> list[tuple[ResidualTransform, Tensor]]:  # noqa: ANN401 -- a host's module
+    """The residual transforms inside, with the rows that each meets in its forward pass, whatever shape these have."""
+    met: dict[ResidualTransform, Tensor] = {}
+
+    def meet(residual: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        met.setdefault(cast(ResidualTransform, residual), inputs[0].detach())
+
+    parts = [module for module in transform.modules() if isinstance(module, ResidualTransform)]
+    handles = [part.register_forward_pre_hook(meet) for part in parts]
+    with torch.no_grad():
+        for _, direction, x, _ in directions(case, transform):
+            direction(x, case.context)
+    for handle in handles:
+        handle.remove()
+    return [(part, met[part]) for part in parts]
 
 
 def _require_within(lipschitz: LipschitzBound, matrices: Tensor, after: str) -> None:

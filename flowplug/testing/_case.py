@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ class Case:
         context: ``(B, context_features)``, or ``None`` for an unconditional transform.
         draws: Number of draws of each z-test.
         way: The way of running.
+        support: The interval that inputs must lie in.
     """
 
     make: Callable[..., nn.Module]
@@ -105,6 +107,7 @@ class Case:
     context: Tensor | None = None
     draws: int = 400
     way: Way = EAGER
+    support: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
         if isinstance(self.make, nn.Module) or not callable(self.make):
@@ -122,6 +125,13 @@ class Case:
         device, dtype = way.device or self.x.device, way.dtype or self.x.dtype
         context = None if self.context is None else self.context.to(device, dtype)
         return dataclasses.replace(self, x=self.x.to(device, dtype), context=context, way=way)
+
+    @cached_property
+    def y(self) -> Tensor:
+        """Latents ``(B, *latent)``: the numbers of x in the shape in which the transform returns them."""
+        with torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []), torch.no_grad():
+            shape = _output(self.fresh(), self.x, self.context).shape
+        return self.x if shape == self.x.shape else self.x.reshape(shape)
 
     def fresh(self) -> Any:  # noqa: ANN401 -- a host's module
         """A transform that has seen no data, in train mode, run eagerly."""
@@ -144,6 +154,14 @@ class Case:
             twin.load_state_dict({name: whole(value).clone() for name, value in inner(transform).state_dict().items()})
         return twin
 
+    def inside(self, x: Tensor) -> Tensor:
+        """Inputs that may have left the support, moved and shrunk into it."""
+        low, high = self.support
+        if not math.isfinite(high - low):
+            return x
+        share = (x - x.min()) / (x.max() - x.min())
+        return low + (high - low) * (0.05 + 0.9 * share)
+
     def rows(self, count: int) -> tuple[Tensor, Tensor | None]:
         """So many inputs, and contexts, each a random mean of three given ones."""
         shares = torch.zeros(count, len(self.x), dtype=self.x.dtype, device=self.x.device)
@@ -158,9 +176,14 @@ class Case:
 @torch.no_grad()
 def meet(transform: Any, x: Tensor, context: Tensor | None) -> None:  # noqa: ANN401 -- a host's module
     """Starts a transform in train mode from these rows, however few, if it starts from data."""
+    _output(transform, x, context)
+
+
+def _output(transform: Any, x: Tensor, context: Tensor | None) -> Tensor:  # noqa: ANN401 -- a host's module
     with warnings.catch_warnings(), starting(transform):
         warnings.simplefilter("ignore", StartWarning)  # which says that they are few
-        transform(x, context)
+        y: Tensor = transform(x, context)[0]
+    return y
 
 
 def inner(transform: nn.Module) -> Any:  # noqa: ANN401 -- a host's module
@@ -174,17 +197,17 @@ def whole(value: Tensor) -> Tensor:
     return value if gather is None else gather()
 
 
-def leaves(case: Case) -> tuple[Tensor, Tensor | None]:
-    """The inputs and the context, for a gradient by them."""
-    return case.x.detach().clone().requires_grad_(), (
+def leaves(case: Case, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Inputs ``x`` and the context, for a gradient by them."""
+    return x.detach().clone().requires_grad_(), (
         None if case.context is None else case.context.detach().clone().requires_grad_()
     )
 
 
-def directions(transform: Any) -> Iterator[tuple[str, Direction]]:  # noqa: ANN401 -- a host's module
-    """Both, with their names."""
-    yield "forward", transform
-    yield "inverse", transform.inverse
+def directions(case: Case, transform: Any) -> Iterator[tuple[str, Direction, Tensor, Tensor]]:  # noqa: ANN401 -- a host's
+    """Both, with their names, inputs, and something of the shape of their outputs."""
+    yield "forward", transform, case.x, case.y
+    yield "inverse", transform.inverse, case.y, case.x
 
 
 def exact_ladj(transform: Direction, x: Tensor, context: Tensor | None, *, differentiable: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -23,6 +24,7 @@ def check_transform(
     ways: Sequence[str] | None = None,
     draws: int = 400,
     seed: int = 0,
+    support: tuple[float, float] = (-math.inf, math.inf),
 ) -> dict[tuple[str, str], str]:
     r"""Checks every law on a transform, in every way of running it.
 
@@ -43,6 +45,7 @@ def check_transform(
         ways: Names of the ways to check them in; all by default, ``["eager"]`` for a quick check.
         draws: Number of draws of each z-test.
         seed: Seeds torch's generator for each law; the caller's generator state is restored.
+        support: The interval that inputs must lie in, ``(0, 1)`` for a logit: laws try others than ``x``.
 
     Returns:
         What was left out, ``(law, way)``, and why: a way that this machine lacks, or one that the law or the transform
@@ -60,7 +63,7 @@ def check_transform(
         'vmap maps over one batch dimension'
     """
     require_ints("check_transform", seed=seed)
-    case = Case(make, x, context, draws)
+    case = Case(make, x, context, draws, support=support)
     left_out: dict[tuple[str, str], str] = {}
     for way in _chosen("way", WAYS, ways):
         for law in _chosen("law", LAWS, laws):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 from typing import Any
 
@@ -44,7 +45,7 @@ def _near(case: Case, transform: nn.Module, share: float) -> Any:  # noqa: ANN40
     near, other = case.fresh(), case.fresh()
     # Permutations, seeds, initial weights: what is random is taken over, and the start is not.
     drawn = [name for name, value in near.state_dict().items() if not torch.equal(value, other.state_dict()[name])]
-    meet(near, case.x + share * case.x.flip(0), case.context)
+    meet(near, case.inside(case.x + share * case.x.flip(0)), case.context)
     near.load_state_dict({**near.state_dict(), **{name: transform.state_dict()[name] for name in drawn}})
     for parameter in near.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
@@ -56,7 +57,7 @@ def there_and_back(case: Case, transform: nn.Module) -> nn.Module:
     other = torch.float32 if case.x.dtype == torch.float64 else torch.float64
     _serve(case, transform)
     context = None if case.context is None else case.context.to(other)
-    _serve(Case(case.make, case.x.to(other), context), transform.to(other))
+    _serve(dataclasses.replace(case, x=case.x.to(other), context=context), transform.to(other))
     return transform.to(case.x.dtype)
 
 
@@ -67,5 +68,5 @@ def _serve(case: Case, transform: Any) -> None:  # noqa: ANN401
         for training in (True, False):
             transform.train(training)
             transform(case.x, case.context)
-            transform.inverse(case.x, case.context)
+            transform.inverse(case.y, case.context)
     transform.train(mode)

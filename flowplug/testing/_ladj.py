@@ -25,7 +25,7 @@ def estimates_ladj(case: Case) -> None:
 def estimates_ladj_gradient(case: Case) -> None:
     """The gradient of a randomly weighted sum of ladjs is right, for parameters, inputs and context."""
     transform = case.build(training=True)
-    x, context = leaves(case)
+    x, context = leaves(case, case.x)
     by = [*transform.parameters(), x, *([] if context is None else [context])]
     weights = torch.randn(len(x), dtype=x.dtype, device=x.device)
 
@@ -44,7 +44,7 @@ def estimates_second_derivatives(case: Case) -> None:
     the autograd Jacobian.
     """
     transform = case.build(training=True)
-    x, context = leaves(case)
+    x, context = leaves(case, case.x)
     weights, vectors = torch.randn(len(x), dtype=x.dtype, device=x.device), torch.randn_like(x)
     groups = {
         "inputs": [x],
@@ -69,7 +69,7 @@ def estimates_second_derivatives(case: Case) -> None:
 def maps_over_rows(case: Case) -> None:
     """``vmap(jacrev(...))`` and ``vmap(grad(...))`` of torch.func are what autograd finds, or `VmapError` is raised."""
     transform = case.build(training=False)
-    x, context = leaves(case)
+    x, context = leaves(case, case.x)
     in_dims = (0, None if context is None else 0)
 
     def output(x: Tensor, context: Tensor | None) -> Tensor:
@@ -93,11 +93,11 @@ def maps_over_rows(case: Case) -> None:
 def repeats_noise(case: Case) -> None:
     """Within `fixed_noise` values repeat; their gradients are those of that noise, taken within it or after it."""
     transform = case.build(training=True)
-    for name, direction in directions(transform):
+    for name, direction, inputs, _ in directions(case, transform):
         found: list[Tensor] = []
         for within in (True, False):
             transform.zero_grad(set_to_none=True)
-            x, context = leaves(case)
+            x, context = leaves(case, inputs)
             with fixed_noise(3):
                 output, ladj = direction(x, context)
                 if within:
@@ -141,7 +141,7 @@ def cuts_no_noise(case: Case) -> None:
 def _require_independent_errors(case: Case) -> None:
     transform = case.build(training=False)
     x, context = case.rows(400)
-    x = x + case.x.std() * torch.randn_like(x)  # as far from each other as rows are
+    x = case.inside(x + case.x.std() * torch.randn_like(x))  # as far from each other as rows are
     truth = exact_ladj(transform, x, context, differentiable=False)
     with torch.no_grad():
         estimate = transform(x, context)[1]

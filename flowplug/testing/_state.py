@@ -153,7 +153,7 @@ def _data(case: Case) -> tuple[Tensor, Tensor | None]:
     """Rows with correlated columns that are not standardised."""
     x, context = case.rows(256 + 4 * case.x[0].numel())
     noise = 0.3 * torch.randn_like(x)
-    return 20 * (x - x.mean(0) + noise) + 50, context
+    return case.inside(20 * (x - x.mean(0) + noise) + 50), context
 
 
 def _statistics(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,10 +171,10 @@ def _numbers(transform: Any, case: Case, *, graphs: bool) -> dict[str, Tensor]: 
     refused: list[Exception] = []
     for training in (True, False):
         transform.train(training)
-        for direction, call in directions(transform):
+        for direction, call, inputs, _ in directions(case, transform):
             key = f"{direction} in {'train' if training else 'eval'} mode"
             try:
-                found |= _numbers_of(transform, call, key, case, graphs=graphs)
+                found |= _numbers_of(transform, call, inputs, key, case, graphs=graphs)
             except case.way.refuses as error:
                 refused.append(error)
     if not found:
@@ -182,16 +182,24 @@ def _numbers(transform: Any, case: Case, *, graphs: bool) -> dict[str, Tensor]: 
     return found
 
 
-def _numbers_of(transform: Any, call: Direction, key: str, case: Case, *, graphs: bool) -> dict[str, Tensor]:  # noqa: ANN401
+def _numbers_of(
+    transform: Any,  # noqa: ANN401
+    call: Direction,
+    inputs: Tensor,
+    key: str,
+    case: Case,
+    *,
+    graphs: bool,
+) -> dict[str, Tensor]:
     mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
     # Here, where what is sharded is so: after a pass, the whole parameters would be emptied instead.
     transform.zero_grad(set_to_none=True)
     with _same_draws(case.x), mode():
-        output, ladj = call(case.x, case.context)
+        output, ladj = call(inputs, case.context)
     found = {f"{key}, no graph: output": output, f"{key}, no graph: ladj": ladj}
     if not graphs:
         return found
-    x, context = leaves(case)
+    x, context = leaves(case, inputs)
     with _same_draws(case.x):
         output, ladj = call(x, context)
         found |= {f"{key}: output": output.detach(), f"{key}: ladj": ladj.detach()}

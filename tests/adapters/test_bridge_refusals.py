@@ -52,7 +52,6 @@ class TestNoBijections:
             (lambda: nf.flows.AffineCoupling(nn.Linear(1, 2)), "AffineCoupling of normflows works on lists"),
             (lambda: nf.flows.MetropolisHastings(None, None, 1), "MetropolisHastings of normflows draws at random"),
             (lambda: nf.flows.HamiltonianMonteCarlo(None, 1, torch.zeros(2), torch.zeros(2)), "draws at random"),
-            (nf.flows.Squeeze, "Squeeze of normflows changes the shape"),
             (nf.flows.BatchNorm, r"BatchNorm of normflows .* use flowplug\.ActNorm"),
             (lambda: nf.flows.CCAffineConst(2, 3), "CCAffineConst of normflows takes class labels"),
             (lambda: nf.flows.Residual(nf.nets.LipschitzMLP([2, 4, 2])), r"use flowplug_normflows\.Residual\(flow"),

@@ -82,6 +82,8 @@ CORE = {
     "Whitening": (fp.Whitening, {"features": 2}),
     "MarginalGaussianization": (fp.MarginalGaussianization, {"features": 2}),
     "HistogramGaussianization": (fp.HistogramGaussianization, {"features": 2}),
+    "Squeeze": (fp.Squeeze, {}),
+    "Reshape": (fp.Reshape, {"event_shape": (2, 3), "latent_shape": 6}),
     "InverseTransform": (fp.InverseTransform, {"transform": fp.ActNorm(2)}),
     "ResidualTransform": (fp.ResidualTransform, {"g": fp.LipschitzMLP(2)}),
     "ResidualTransform of any g": (fp.ResidualTransform, {"g": nn.Sequential(fp.LipschitzLinear(2, 2, bound=0.9))}),

@@ -149,6 +149,24 @@ CAUGHT_BY = {
 }
 
 
+class Flattened(fp.Transform):
+    """Says nothing of the shape it returns."""
+
+    event_dim = 3
+
+    def _forward(self, x, context):
+        return x.flatten(-3), x.new_zeros(x.shape[:-3])
+
+    def _inverse(self, y, context):
+        return y.reshape(*y.shape[:-1], 1, 2, 4), y.new_zeros(y.shape[:-1])
+
+
+class FlattenedToOne(Flattened):
+    """Says nothing of the sizes."""
+
+    latent_dim = 1
+
+
 def case(make):
     return Case(make, torch.randn(4, 3), torch.randn(4, 2))
 
@@ -165,3 +183,15 @@ def test_mutant_is_caught(mutant):
     assert len(CAUGHT_BY) == 16
     with pytest.raises(ConformanceError):
         LAWS[CAUGHT_BY[mutant]](case(mutant))
+
+
+@pytest.mark.parametrize(
+    ("mutant", "message"),
+    [
+        (Flattened, r"inverse takes events of 3 dimension\(s\); got \(8,\)"),
+        (FlattenedToOne, r"say \(3, 1, \(1, 2, 4\), \(8,\)\); they are \(3, 1, \(8,\), \(1, 2, 4\)\)"),
+    ],
+)
+def test_shapes_that_are_not_stated_are_found(mutant, message):
+    with pytest.raises(ConformanceError, match=rf"law 'shape and dtype', eager: .*{message}"):
+        check_cell("shape and dtype", "eager", Case(mutant, torch.randn(4, 1, 2, 4)))

@@ -13,6 +13,7 @@ from cases import ADAPTERS, CORE, residual
 
 BREAKS = {
     "Inverse": "a numerical inverse runs until all rows have converged",
+    "Inverse squeezed": "as that of Inverse",
     "PowerSeries Autograd": "the graph of the gradient is as long as the series, which is left to chance",
     "normflows own net": "the host's network writes on its buffers",
     "normflows own CNN": "the host's network writes on its buffers",

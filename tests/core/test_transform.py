@@ -155,8 +155,52 @@ class TestComposition:
             fp.ComposedTransform()
 
     def test_different_event_dims(self):
-        with pytest.raises(fp.ShapeError, match=r"event_dims \[1, 3\]"):
+        message = r"part 1, ActNorm, returns events of 1 dimension\(s\), and part 2, ActNorm, takes events of 3"
+        with pytest.raises(fp.ShapeError, match=message):
             fp.ComposedTransform(fp.ActNorm(2), fp.ActNorm(2, event_dim=3))
+
+    def test_sizes_that_do_not_fit(self):
+        parts = [fp.ActNorm(1, event_dim=3), fp.Squeeze(), fp.ActNorm(3, event_dim=3)]
+        message = (
+            r"part 3, ActNorm takes events \(3, None, None\); got \(4, None, None\), which part 2, Squeeze, returns"
+        )
+        with pytest.raises(fp.ShapeError, match=message):
+            fp.ComposedTransform(*parts)
+        with pytest.raises(
+            fp.ShapeError, match=r"part 2, Squeeze needs images .* 2 divides; got \(1, 3, 2\), which part 1"
+        ):
+            fp.ComposedTransform(fp.Reshape(6, (1, 3, 2)), fp.Squeeze())
+        with pytest.raises(fp.ShapeError, match=r"part 2, ActNorm takes events \(3,\); got \(2,\)"):
+            fp.ComposedTransform(fp.ActNorm(2), fp.ActNorm(3))
+
+    def test_shapes_are_known_as_far_as_any_part_knows_them(self):
+        parts = [fp.TanhLinear(event_dim=3), fp.Squeeze(), fp.ActNorm(4, event_dim=3)]
+        open_ended = fp.ComposedTransform(*parts)
+        assert (open_ended.event_dim, open_ended.event_shape) == (3, (1, None, None))
+        assert (open_ended.latent_dim, open_ended.latent_shape) == (3, (4, None, None))
+        assert open_ended.forward_shape((None, 8, 6)) == (4, 4, 3)
+        assert open_ended.inverse_shape((4, 4, 3)) == (1, 8, 6)
+        flat = fp.ComposedTransform(open_ended, fp.Reshape((4, 1, 2), 8))
+        assert (flat.event_shape, flat.latent_dim, flat.latent_shape) == ((1, 2, 4), 1, (8,))
+        back = fp.InverseTransform(flat)
+        assert (back.event_dim, back.event_shape, back.latent_dim, back.latent_shape) == (1, (8,), 3, (1, 2, 4))
+        assert back.inverse_shape((1, 2, 4)) == (8,)
+        assert fp.ComposedTransform(fp.TanhLinear()).event_shape is None
+
+    @pytest.mark.parametrize("sizes", [(2,), (1, 3, 4), (1, 2, 4, 4)])
+    def test_sizes_of_no_event(self, sizes):
+        transform = fp.ComposedTransform(fp.ActNorm(1, event_dim=3), fp.Squeeze())
+        with pytest.raises(fp.ShapeError, match=rf"got \({', '.join(map(str, sizes))}"):
+            transform.forward_shape(sizes)
+        with pytest.raises(fp.ShapeError, match=r"Transform.inverse takes events \(4, None, None\); got \(1, 2, 2\)"):
+            transform.inverse_shape((1, 2, 2))
+
+    def test_the_inverse_takes_latents(self):
+        transform = fp.ComposedTransform(fp.ActNorm(1, event_dim=3), fp.Squeeze())
+        assert transform.inverse(torch.randn(5, 4, 2, 3))[0].shape == (5, 1, 4, 6)
+        message = r"ComposedTransform.inverse expects .* with event \(4, None, None\); got shape \(5, 1, 4, 6\)"
+        with pytest.raises(fp.ShapeError, match=message):
+            transform.inverse(torch.randn(5, 1, 4, 6))
 
     def test_different_context_widths(self):
         with pytest.raises(fp.ContextError, match=r"\[1, 2\]"):
