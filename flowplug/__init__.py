@@ -46,6 +46,7 @@ from flowplug.dense import SmoothLeakyReLU as SmoothLeakyReLU
 from flowplug.dense import TanhLinear as TanhLinear
 from flowplug.dense import TransposedRelative as TransposedRelative
 from flowplug.hosts import HostTransform as HostTransform
+from flowplug.images import PatchTransform as PatchTransform
 from flowplug.images import Reshape as Reshape
 from flowplug.images import Squeeze as Squeeze
 from flowplug.lipschitz import SVD as SVD

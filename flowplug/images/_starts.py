@@ -1,0 +1,108 @@
+"""What stands before the residual transforms of an image flow: transforms that start from the data's pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flowplug._arguments import require_ints, require_numbers
+from flowplug._transform import Transform
+from flowplug._whitening import Whitening
+from flowplug.images._patches import PatchTransform
+from flowplug.images._reshape import Reshape
+from flowplug.marginal import HistogramGaussianization, MarginalGaussianization
+
+
+class ImageStart(Protocol):
+    """Makes the transforms that take the scales, shapes and correlations of pixels off the rest of a flow.
+
+    Example:
+        >>> [type(part).__name__ for part in PatchStart(size=4)((1, 8, 8))][:2]
+        ['PatchTransform', 'PatchTransform']
+    """
+
+    def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
+        """Transforms of images ``(C, H, W)``, data to latent, that keep the shape."""
+
+
+@dataclass(frozen=True)
+class PixelStart:
+    r"""For images of things in place, as digits: the histogram of every pixel, then the covariance of all.
+
+    A `HistogramGaussianization` of each pixel and a `Whitening` of the whole image, a matrix of :math:`(C H W)^2`
+    numbers, both without parameters.
+
+    Args:
+        levels: Number of grey levels.
+        low: Where the first begins.
+        high: Where the last ends.
+
+    Raises:
+        ValueError: When called, as `HistogramGaussianization`.
+
+    Example:
+        >>> flow = ImageStack((1, 8, 8), transforms=2, start=PixelStart(levels=17))
+    """
+
+    levels: int = 256
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_ints("PixelStart", levels=self.levels)
+        require_numbers("PixelStart", low=self.low, high=self.high)
+
+    def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
+        """Four transforms, two of which reshape."""
+        size = math.prod(event_shape)
+        return [
+            HistogramGaussianization(event_shape, levels=self.levels, low=self.low, high=self.high),
+            Reshape(event_shape, size),
+            Whitening(size),
+            Reshape(size, event_shape),
+        ]
+
+
+@dataclass(frozen=True)
+class PatchStart:
+    r"""For photographs, whose statistics are alike everywhere: those of patches, twice, the second time between.
+
+    Each time a `Whitening` and a `MarginalGaussianization` of all patches ``(C, s, s)``, tiled anew; nothing depends on
+    the size of the image, and few images hold many patches.
+
+    Args:
+        size: The side s of the patches; of the divisors of both sides of the image the largest up to this one is taken.
+        knots: As in `MarginalGaussianization`.
+
+    Raises:
+        ValueError: ``size`` is below 1, or when called, as in `MarginalGaussianization`.
+
+    Example:
+        >>> flow = ImageStack((3, 8, 8), transforms=2, start=PatchStart(size=4))
+    """
+
+    size: int = 16
+    knots: int = 9
+
+    def __post_init__(self) -> None:
+        require_ints("PatchStart", size=self.size, knots=self.knots)
+        if self.size < 1:
+            raise ValueError(f"PatchStart(size=...) must be at least 1; got {self.size}")
+
+    def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
+        """Four transforms of patches."""
+        size = patch_size(event_shape, self.size)
+        features, parts = event_shape[0] * size**2, list[Transform]()
+        for shift in (0, size // 2):
+            parts.append(PatchTransform(Whitening(features), event_shape, size, shift=shift))
+            marginals = MarginalGaussianization(features, knots=self.knots, share=1.0)
+            parts.append(PatchTransform(marginals, event_shape, size, shift=shift))
+        return parts
+
+
+def patch_size(event_shape: Sequence[int], most: int) -> int:
+    """The largest side, up to ``most``, of patches that tile images ``(C, H, W)``."""
+    sides = math.gcd(*event_shape[1:])
+    return max(side for side in range(1, min(most, sides) + 1) if sides % side == 0)
