@@ -1,6 +1,7 @@
 """Swish, scaled to slope 1: element by element, and concatenated."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,10 @@ from torch.nn import functional
 
 from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
+from flowplug._reading import transformed
 from flowplug._scalars import OneNumber
 from flowplug.branch import SWISH_SLOPE, LipschitzBound, rule_for
-from flowplug.lipschitz.activations._activation import Activation
+from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
 
 
 class LipSwish(OneNumber, Activation):
@@ -49,9 +51,42 @@ class LipSwish(OneNumber, Activation):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\beta = 1`."""
-        gate = torch.sigmoid(x)
-        value = x * gate
-        return value / SWISH_SLOPE, (gate + value * (1 - gate)) / SWISH_SLOPE
+        if transformed():
+            return _parts(x)[:2]
+        # The compiler follows classes that it finds by name.
+        function = _ValueAndSlope.apply if torch.compiler.is_compiling() else _ValueAndSlope.run
+        value, slope, _ = function(x)
+        return value, slope
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Value and slope, and the gate :math:`\sigma(x)`."""
+    gate = torch.sigmoid(x)
+    value = x * gate
+    return value / SWISH_SLOPE, torch.addcmul(gate, value, 1 - gate) / SWISH_SLOPE, gate
+
+
+class _ValueAndSlope(ValueAndSlope):
+    """The same, with its derivative: autograd would keep seven numbers for each that this keeps three of."""
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _parts(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+        ctx.set_materialize_grads(False)  # that of the gate comes with second derivatives alone
+        ValueAndSlope.setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor | None, by_slope: Tensor | None, by_gate: Tensor | None) -> Tensor:  # noqa: ANN401
+        value, slope, gate = ctx.saved_tensors
+        rest = 1 - gate
+        total = torch.zeros_like(value) if by_value is None else by_value * slope
+        if by_slope is not None:
+            bend = torch.addcmul(gate * (2 / SWISH_SLOPE), value, 1 - 2 * gate)
+            total = torch.addcmul(total, by_slope, rest * bend)
+        return total if by_gate is None else torch.addcmul(total, by_gate, gate * rest)
 
 
 @rule_for(LipSwish)  # another forward would need another derivative too

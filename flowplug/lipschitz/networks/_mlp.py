@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._arguments import as_shape, require_shape, require_sizes
-from flowplug.branch import lipschitz_bound
-from flowplug.lipschitz.activations import Activation, SineHuber, linearize
+from flowplug.lipschitz.activations import SineHuber
 from flowplug.lipschitz.layers import dense_layer
+from flowplug.lipschitz.networks._chain import ChainBranch
 from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
-from flowplug.lipschitz.networks._network import ClosedForm, LipschitzNetwork, NetworkBranch
+from flowplug.lipschitz.networks._network import ClosedForm, LipschitzNetwork
 from flowplug.lipschitz.norms import NetworkNorm, OperatorNorm, PathNorm
 
 
@@ -96,37 +96,12 @@ class LipschitzMLP(LipschitzNetwork):
         return MLPBranch(self, context, self.bounded_weights(), self.shifts(context))
 
 
-class MLPBranch(NetworkBranch):
+class MLPBranch(ChainBranch):
     """A `LipschitzMLP` for one pass, with products in closed form."""
 
-    _network: LipschitzMLP
-
     def _chain(self, x: Tensor) -> Chain | None:
-        activations = list(self._network.activations)
-        if not all(isinstance(part, Activation) or lipschitz_bound(part).elementwise for part in activations):
-            return None
-        widths = [weight.shape[0] for weight in self._weights[:-1]]
-        folded = self._folded(
-            [
-                activation.frequency(width) if isinstance(activation, Activation) else None
-                for activation, width in zip(activations, widths, strict=True)
-            ]
-        )
-        hidden, slopes = folded._affine(0, x.flatten(1)), []
-        for i, activation in enumerate(activations, 1):
-            hidden, slope = linearize(activation, hidden)
-            hidden = folded._affine(i, hidden)
-            slopes.append(slope)
-        return Chain(hidden.reshape(x.shape).to(x.dtype), folded._weights, slopes)
-
-    def _folded(self, frequencies: Sequence[Tensor | None]) -> MLPBranch:
-        """The same function of activations with frequency 1, scaled by the weights around them, which are smaller."""
-        weights, shifts = list(self._weights), list(self._shifts)
-        for i, frequency in enumerate(frequencies):
-            if frequency is not None:
-                weights[i], shifts[i] = weights[i] * frequency.reshape(-1, 1), shifts[i] * frequency
-                weights[i + 1] = weights[i + 1] / frequency
-        return MLPBranch(self._network, self.context, weights, shifts)
+        parts = self._parts(x.flatten(1))
+        return None if parts is None else Chain(parts.y.reshape(x.shape).to(x.dtype), parts.weights, parts.slopes)
 
 
 class Chain(ClosedForm):

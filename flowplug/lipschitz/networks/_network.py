@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
@@ -208,11 +207,16 @@ def _(module: LipschitzNetwork) -> LipschitzBound:
 
 
 class ClosedForm(Linearization):
-    """Products in closed form, and the Jacobian."""
+    """Products in closed form, of one vector a row or, row after row, of several; and the Jacobian."""
 
-    @abc.abstractmethod
     def jacobian(self) -> Tensor:
-        """The matrices ``(B, D, D)``."""
+        """The matrices ``(B, D, D)``; here by D products."""
+        rows, event = len(self.y), self.y.shape[1:]
+        size = math.prod(event)
+        basis = torch.eye(size, dtype=self.y.dtype, device=self.y.device).reshape(size, 1, *event)
+        vectors = basis.expand(size, rows, *event).reshape(size * rows, *event)
+        products = self.vjp(vectors, create_graph=torch.is_grad_enabled())
+        return products.reshape(size, rows, size).transpose(0, 1)
 
 
 class NetworkBranch(Branch):
@@ -227,7 +231,7 @@ class NetworkBranch(Branch):
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluates the network on rows ``x: (B, *event)``."""
         rows = x if None in self._network.event_shape else x.flatten(1)
-        return self._network.evaluate(rows, self._affine).reshape(x.shape)
+        return self._network.evaluate(rows, self._affine).reshape(x.shape).contiguous()
 
     def _affine(self, i: int, hidden: Tensor) -> Tensor:
         layer = cast(Layer, self._network.layers[i])
