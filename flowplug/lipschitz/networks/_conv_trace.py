@@ -99,12 +99,13 @@ def _linear(slopes: Tensor, taps: Tensor, regions: Sequence[Region]) -> Tensor:
 
 def _sum(image: Tensor) -> Tensor:
     """Over all entries of a row, ``(B,)``, not in half precision."""
-    return image.flatten(1).sum(1, dtype=at_least_single(image).dtype)
+    return image.sum((1, 2, 3), dtype=at_least_single(image[:0]).dtype)
 
 
 def _mixed(slopes: Tensor, matrix: Tensor) -> Tensor:
-    """``M d`` at every pixel."""
-    return (slopes.movedim(1, -1) @ matrix.mT).movedim(-1, 1)
+    """``M d`` at every pixel, in one product."""
+    pixels = slopes.movedim(1, -1)
+    return (pixels.flatten(0, 2) @ matrix.mT).reshape(*pixels.shape[:3], -1).movedim(-1, 1)
 
 
 def _applied(slopes: Tensor, taps: Tensor, regions: Sequence[Region]) -> Tensor:
