@@ -218,6 +218,10 @@ class ClosedForm(Linearization):
         products = self.vjp(vectors, create_graph=torch.is_grad_enabled())
         return products.reshape(size, rows, size).transpose(0, 1)
 
+    def core(self) -> Tensor:
+        r"""The smallest matrices ``(B, K, K)`` known with :math:`\det(I + M) = \det(I + J)`; here J."""
+        return self.jacobian()
+
 
 class NetworkBranch(Branch):
     """A `LipschitzNetwork` with its bounded weights and shifts, ``(out,)`` or ``(B, out)``, computed once."""
@@ -246,6 +250,11 @@ class NetworkBranch(Branch):
         """Value and Jacobian in one chain of matrix products, where there is a closed form."""
         chain = self._chain(x)
         return super().jacobian(x) if chain is None else (chain.y, chain.jacobian())
+
+    def core(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and smallest matrix in one chain of matrix products, where there is a closed form."""
+        chain = self._chain(x)
+        return super().core(x) if chain is None else (chain.y, chain.core())
 
     def _chain(self, x: Tensor) -> ClosedForm | None:
         """The derivative at ``x: (B, *event)`` in closed form, where activations know their slopes."""
