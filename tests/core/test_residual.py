@@ -162,7 +162,7 @@ class TestPieces:
         assert sizes == [3, 3, 3]
 
     def test_noise_is_that_of_the_row_and_not_of_the_piece(self):
-        transform, x = residual(event=300).eval(), torch.randn(3, 300)
+        transform, x = fp.ResidualTransform(fp.LipschitzMLP(300, (300,))).eval(), torch.randn(3, 300)
         transform.chunk_size = 1
         with torch.no_grad():
             ladj = transform(x.repeat(2, 1))[1]
