@@ -71,13 +71,15 @@ class ResidualTransform(Transform):
             attribute ``context_features`` > 0 is called as ``g(x, context)``.
         logdet: `ExactLogDet`, `PowerSeries`, ... for train mode. ``None``: chosen by the dimension of the events and
             the device, exact where that costs no more than an estimate: on CPUs to 8 dimensions, on GPUs to 64 in
-            batches of at most 32,768 numbers, for which it takes more memory.
+            batches of at most 32,768 numbers, for which it takes more memory; further for a `LipschitzMLP` with a layer
+            narrower than the events.
         eval_logdet: The same for eval mode. ``None``: exact while affordable, else `Krylov` with `Converged` terms.
         solver: Solves for the inverse.
         event_dim: Number of event dimensions; ``None`` takes it from ``g.event_shape``, or 1.
         chunk_size: How many numbers the largest tensor may hold where no gradient is asked for (``torch.no_grad()``):
-            as many rows are evaluated at a time as fit, D x D numbers each for an exact log-det, else D or the widest
-            layer, and at least one. It bounds the memory of sampling and testing, whatever the batch; at least 1.
+            as many rows are evaluated at a time as fit, D x D numbers each or less for an exact log-det, else D or the
+            widest layer, and at least one. It bounds the memory of sampling and testing, whatever the batch; at least
+            1.
 
     Raises:
         LipschitzError: The bound of g is unknown, or not below 1: at construction, in eval mode and in `inverse`; in
@@ -205,9 +207,9 @@ class ResidualTransform(Transform):
             # By place in the batch, noise must not depend on how that is cut.
             whole = torch.is_grad_enabled() or current_conditions().seed is not None or exporting()
             rows = x.reshape(count, *event)
-            size = count if whole else max(1, self.chunk_size // self._numbers(rows))
             contexts = None if context is None else context.reshape(count, self.context_features)
             branch = Branch.of(_differentiable(self.g), contexts)
+            size = count if whole else max(1, self.chunk_size // self._numbers(branch, rows))
             if count <= size:
                 y, ladj = direction(rows, branch, self._noise())
             else:
@@ -216,14 +218,14 @@ class ResidualTransform(Transform):
                 y, ladj = map(torch.cat, zip(*results, strict=True))
         return y.reshape(x.shape), ladj.reshape(batch)
 
-    def _numbers(self, rows: Tensor) -> int:
+    def _numbers(self, branch: Branch, rows: Tensor) -> int:
         """How many numbers a row takes in the largest tensor of a pass: a Jacobian, or a hidden layer."""
         event = rows.shape[1:]
         size = math.prod(event)
         matrices = [weight for weight in self.g.parameters() if weight.dim() > 1]
         widths = [len(weight) * (math.prod(event[1:]) if weight.dim() > 2 else 1) for weight in matrices]
-        exact = isinstance(self._estimator(rows), ExactLogDet) and not current_conditions().skip
-        return max([size * size if exact else size, *widths])
+        exact = isinstance(self._estimator(branch, rows), ExactLogDet) and not current_conditions().skip
+        return max([branch.core_size(event) ** 2 if exact else size, size, *widths])
 
     def look(self, measure: Callable[[], LipschitzBound]) -> None:
         """Requires a contraction, in eval mode always, in train mode now and then."""
@@ -242,14 +244,16 @@ class ResidualTransform(Transform):
         """``g(x): (B, *event)`` and the log-det ``(B,)``."""
         if current_conditions().skip:
             return branch(x), x.new_zeros(x.shape[0])
-        gx, ladj = self._estimator(x)(branch, x, noise)
+        gx, ladj = self._estimator(branch, x)(branch, x, noise)
         # Estimators turn autograd on for their products; outside, the caller's mode holds.
         return (gx, ladj) if torch.is_grad_enabled() else (gx.detach(), ladj.detach())
 
-    def _estimator(self, x: Tensor) -> LogDet:
+    def _estimator(self, branch: Branch, x: Tensor) -> LogDet:
         """The log-det in this mode, for events ``(B, *event)``."""
         logdet = self.logdet if self.training else self.eval_logdet
-        return default_logdet(x, training=self.training) if logdet is None else logdet
+        if logdet is not None:
+            return logdet
+        return default_logdet(x, branch.core_size(x.shape[1:]), training=self.training)
 
     def extra_repr(self) -> str:
         """Names the strategies."""

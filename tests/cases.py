@@ -193,6 +193,10 @@ CORE = {
     "Residual learned orders": Row(lambda **k: residual(norm=fp.LearnedOrder(), **k)),
     "Residual mixed norms": Row(lambda **k: residual(norm=MIXED, **k)),
     "Residual CNN": Row(cnn, event=(2, 2, 2)),
+    "Residual CNN circular": Row(lambda **k: cnn(padding_mode="circular", **k), event=(2, 3, 3)),
+    "Residual CNN preactivation": Row(
+        lambda **k: cnn(preactivation=True, activation=fp.LipSwish, **k), event=(2, 2, 2)
+    ),
     "Residual CNN context": Row(lambda **k: cnn(context_features=2, **k), event=(2, 2, 2), context=2),
     "Residual DenseNet": Row(lambda **k: dense_net(features=3, **k)),
     "Residual DenseNet context": Row(lambda **k: dense_net(features=3, context_features=2, **k), context=2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,18 @@ class Branch:
         basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
         products = linear.vjp(basis, batched=True, create_graph=torch.is_grad_enabled())
         return linear.y, products.reshape(size, x.shape[0], size).transpose(0, 1)
+
+    def core(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""``g(x): (B, *event)`` and the smallest matrices known with :math:`\det(I + M) = \det(I + J)`: here J.
+
+        Args:
+            x: Rows ``(B, *event)``; M is ``(B, K, K)`` with the K of `core_size`.
+        """
+        return self.jacobian(x)
+
+    def core_size(self, event: Sequence[int]) -> int:
+        """The K of `core` for events of these sizes; here their product."""
+        return math.prod(event)
 
 
 class BranchModule(nn.Module, abc.ABC):

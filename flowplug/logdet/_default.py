@@ -34,23 +34,25 @@ EXACT_EVAL_DIM = 128
 _EXACT, _KRYLOV, _CONVERGED = ExactLogDet(), Krylov(), Krylov(terms=Converged(1e-4))
 
 
-def default_logdet(x: Tensor, *, training: bool) -> LogDet:
-    """Exact while it is affordable, stochastic above.
+def default_logdet(x: Tensor, size: int, *, training: bool) -> LogDet:
+    r"""Exact while it is affordable, stochastic above.
 
-    In train mode the limit is where a step takes equally long, which on GPUs, where a small product takes as long as a
-    large one, is far up, but not for images; large batches are estimated there, as the gradient of an exact log-det
-    keeps the Jacobians: docs/benchmarks.md, "Exact or estimated log-dets". In eval mode exactness is worth more than
-    time: the limit is where a row takes a quarter of a millisecond on a CPU. Above it no length is left to chance: a
-    row's estimate moves with x without jumps, and no weights enlarge its rounding. Inside torch.func.vmap it is exact.
+    In train mode the limit is where a step takes equally long: on CPUs about :math:`K^3 = 64 D`, as determinants take
+    :math:`K^3` steps and products are as long as D; K is D itself, or the width of a narrower layer. On GPUs, where a
+    small product takes as long as a large one, it is far up, but not for images; large batches are estimated there, as
+    the gradient of an exact log-det keeps the matrices: docs/benchmarks.md, "Exact or estimated log-dets". In eval mode
+    exactness is worth more than time: the limit is where a row takes a quarter of a millisecond on a CPU. Above it no
+    length is left to chance: a row's estimate moves with x without jumps, and no weights enlarge its rounding. Inside
+    torch.func.vmap it is exact.
 
     Args:
         x: The events ``(B, *event)``.
+        size: The K of the matrices whose determinant is taken, of `flowplug.branch.Branch.core_size`.
         training: Train mode, or eval mode.
     """
-    size = math.prod(x.shape[1:])
     if mapped():  # in which nothing may be drawn
         return _EXACT
     if training:
-        few = x.is_cuda and x.dim() == 2 and size <= EXACT_DIM_CUDA and x.numel() <= EXACT_SIZE_CUDA
-        return _EXACT if few or size <= EXACT_DIM else _KRYLOV
+        few = x.is_cuda and x.dim() == 2 and size <= EXACT_DIM_CUDA and len(x) * size <= EXACT_SIZE_CUDA
+        return _EXACT if few or size**3 <= EXACT_DIM**2 * math.prod(x.shape[1:]) else _KRYLOV
     return _EXACT if size <= EXACT_EVAL_DIM else _CONVERGED

@@ -7,7 +7,7 @@ from cases import residual, small_mlp
 
 
 def test_eval_noise_differs_between_transforms():
-    g, x = small_mlp(300), torch.randn(4, 300)
+    g, x = fp.LipschitzMLP(300, (300,)), torch.randn(4, 300)
     a, b = fp.ResidualTransform(g).eval(), fp.ResidualTransform(g).eval()
     assert not torch.equal(a(x)[1], b(x)[1])
 
@@ -20,7 +20,7 @@ def test_series_length_and_probes_of_fixed_noise_do_not_share_their_numbers():
 
 
 def test_noise_comes_from_torchs_generator_and_leaves_it_alone_in_eval_mode():
-    transform, x = residual(event=300), torch.randn(4, 300)
+    transform, x = fp.ResidualTransform(fp.LipschitzMLP(300, (300,))), torch.randn(4, 300)
     torch.manual_seed(5)
     first = transform.train()(x)[1]
     torch.manual_seed(5)

@@ -120,7 +120,7 @@ class TestChance:
         assert not [node for node in nodes if "linalg.eigh" in node or "linalg_eigh" in node]
 
     def test_batches_of_other_sizes(self, eps):
-        transform = fp.ComposedTransform(residual(event=10), fp.DenseTransform(10))
+        transform = fp.ComposedTransform(residual(event=10, logdet=fp.Krylov()), fp.DenseTransform(10))
         call = compiled(transform)
         for count in (64, 64, 50, 7, 33, 1):
             x = torch.randn(count, 10)

@@ -144,7 +144,8 @@ class TestPieces:
             (lambda: small_mlp(), fp.ExactLogDet(), 9),
             (lambda: small_mlp(), fp.Krylov(), 8),
             (lambda: fp.LipschitzMLP(20, (4,)), fp.Krylov(), 20),
-            (lambda: fp.LipschitzMLP(20, (4,)), None, 400),
+            (lambda: fp.LipschitzMLP(20, (4,)), None, 20),
+            (lambda: fp.LipschitzMLP(20, (18, 19)), None, 18 * 18),
             (lambda: fp.LipschitzCNN(2, (5,)), fp.Krylov(), 5 * 6 * 7),
             (lambda: Scale(0.5), fp.ExactLogDet(), 9),
         ],
@@ -161,7 +162,7 @@ class TestPieces:
         assert sizes == [3, 3, 3]
 
     def test_noise_is_that_of_the_row_and_not_of_the_piece(self):
-        transform, x = residual(event=300).eval(), torch.randn(3, 300)
+        transform, x = fp.ResidualTransform(fp.LipschitzMLP(300, (300,))).eval(), torch.randn(3, 300)
         transform.chunk_size = 1
         with torch.no_grad():
             ladj = transform(x.repeat(2, 1))[1]

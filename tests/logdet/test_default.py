@@ -1,5 +1,7 @@
 """The log-det that is used when none is asked for."""
 
+import math
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,17 +20,24 @@ class TestDefaults:
 
     def test_stochastic_in_train_mode_above_and_exact_in_eval_mode(self, eps):
         x = torch.randn(4, 100)
-        transform = residual(event=100)
+        transform = fp.ResidualTransform(fp.LipschitzMLP(100, (100,)))
         assert self.spread(transform.train(), x) > 0
         oracle = fp.ResidualTransform(transform.g, logdet=fp.ExactLogDet())
         torch.testing.assert_close(transform.eval()(x)[1], oracle(x)[1].detach(), atol=100 * eps, rtol=0)
 
     def test_eval_mode_repeats_its_estimate_in_high_dimension(self):
-        transform, x = residual(event=300).eval(), torch.randn(4, 300)
+        transform, x = fp.ResidualTransform(fp.LipschitzMLP(300, (300,))).eval(), torch.randn(4, 300)
         exact = fp.ResidualTransform(transform.g, logdet=fp.ExactLogDet())(x)[1].detach()
         ladj = transform(x)[1].detach()
         assert self.spread(transform, x) == 0
         assert float((ladj - exact).abs().max()) > 0
+
+    def test_exact_for_a_narrow_layer(self, eps):
+        transform, x = fp.ResidualTransform(fp.LipschitzMLP((1, 28, 28), (16,))), torch.randn(4, 1, 28, 28)
+        assert self.spread(transform.train(), x) == 0
+        wanted = torch.linalg.slogdet(torch.eye(784) + fp.Branch.of(transform.g, None).jacobian(x)[1])[1]
+        torch.testing.assert_close(transform(x)[1], wanted, atol=1e4 * eps, rtol=0)
+        assert self.spread(fp.ResidualTransform(fp.LipschitzMLP(784, (64,))).train(), x.flatten(1)) > 0
 
 
 @pytest.mark.parametrize(
@@ -45,9 +54,18 @@ class TestDefaults:
         ("cuda", (7, 65), True, False),
         ("cuda", (99_999, 4), True, True),
         ("cuda", (7, 129), False, False),
+        ("cpu", (7, 784, 36), True, True),
+        ("cpu", (7, 784, 37), True, False),
+        ("cpu", (7, 784, 128), False, True),
+        ("cpu", (7, 784, 129), False, False),
+        ("cuda", (512, 784, 64), True, True),
+        ("cuda", (513, 784, 64), True, False),
+        ("cuda", (7, 784, 65), True, False),
     ],
 )
 def test_the_default_is_exact_where_that_is_cheap(device, shape, training, exact):
+    """Of these shapes or, of a row of 784 numbers, for matrices of a narrower layer."""
+    *event, size = shape if shape[1] == 784 else (*shape, math.prod(shape[1:]))
     with FakeTensorMode():  # devices that need not be there
-        logdet = default_logdet(torch.empty(shape, device=device), training=training)
+        logdet = default_logdet(torch.empty(event, device=device), size, training=training)
     assert isinstance(logdet, fp.ExactLogDet if exact else fp.Krylov)

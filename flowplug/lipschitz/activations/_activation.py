@@ -76,7 +76,7 @@ class ValueAndSlope(Function):
     """
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
-        """Saves both."""
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+        """Saves what is returned."""
         del inputs
         ctx.save_for_backward(*output)

@@ -1,6 +1,7 @@
 """Swish, scaled to slope 1: element by element, and concatenated."""
 
 import math
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,12 @@ from torch.nn import functional
 
 from flowplug._arguments import require_numbers
 from flowplug._errors import LipschitzError
+from flowplug._reading import transformed
 from flowplug._scalars import OneNumber
 from flowplug.branch import SWISH_SLOPE, LipschitzBound, rule_for
-from flowplug.lipschitz.activations._activation import Activation
+from flowplug.lipschitz.activations._activation import Activation, ValueAndSlope
+
+_SHARE: Final = 1 / SWISH_SLOPE
 
 
 class LipSwish(OneNumber, Activation):
@@ -49,9 +53,46 @@ class LipSwish(OneNumber, Activation):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value and derivative at ``x`` for :math:`\beta = 1`."""
+        if transformed():
+            return _parts(x)
+        # The compiler follows classes that it finds by name.
+        function = _ValueAndSlope.apply if torch.compiler.is_compiling() else _ValueAndSlope.run
+        value, slope, _ = function(x)
+        return value, slope
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and slope, for torch.func to differentiate."""
+    gate = torch.sigmoid(x)
+    value = _SHARE * x * gate
+    return value, torch.addcmul(_SHARE * gate, value, 1 - gate)
+
+
+class _ValueAndSlope(ValueAndSlope):
+    """The same with the gate, and with its derivative: autograd would keep seven numbers for each, this keeps three.
+
+    What is written in place has just been made.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate = torch.sigmoid(x)
-        value = x * gate
-        return value / SWISH_SLOPE, (gate + value * (1 - gate)) / SWISH_SLOPE
+        value = (x * gate).mul_(_SHARE)
+        return value, torch.rsub(gate, 1).mul_(value).add_(gate, alpha=_SHARE), gate
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+        ctx.set_materialize_grads(False)  # that of the gate comes with second derivatives alone
+        ValueAndSlope.setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor | None, by_slope: Tensor | None, by_gate: Tensor | None) -> Tensor:  # noqa: ANN401
+        value, slope, gate = ctx.saved_tensors
+        total = torch.zeros_like(value) if by_value is None else by_value * slope
+        if by_slope is not None:
+            bend = torch.add(torch.rsub(gate, 1, alpha=2) * value, gate, alpha=2 * _SHARE)
+            total = torch.addcmul(total, by_slope * bend, 1 - gate)
+        return total if by_gate is None else torch.addcmul(total, by_gate * gate, 1 - gate)
 
 
 @rule_for(LipSwish)  # another forward would need another derivative too

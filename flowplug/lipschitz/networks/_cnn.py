@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from flowplug._arguments import require_instance, require_ints, require_sizes
+from flowplug._arguments import require_bools, require_instance, require_ints, require_sizes
 from flowplug._errors import ShapeError
-from flowplug.lipschitz.activations import Sine
+from flowplug._precision import in_dtype
+from flowplug.branch import LipschitzBound, bound_in, compose_bounds
+from flowplug.lipschitz.activations import Activation, Sine, linearize
 from flowplug.lipschitz.layers import conv_layer
+from flowplug.lipschitz.networks._chain import ChainBranch, knows_slope
 from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
-from flowplug.lipschitz.networks._network import LipschitzNetwork
+from flowplug.lipschitz.networks._conv_chain import ConvChain, channels_last
+from flowplug.lipschitz.networks._network import Affine, LipschitzNetwork
 from flowplug.lipschitz.norms import Gram, NetworkNorm, OperatorNorm
 
 
@@ -37,6 +41,7 @@ class LipschitzCNN(LipschitzNetwork):
             `PathNorm` for the network as a whole.
         activation: Makes one activation per hidden layer, as in `LipschitzMLP`.
         padding_mode: ``"zeros"`` or ``"circular"``.
+        preactivation: Whether the network starts with an activation, :math:`h_0 = \phi_0(x)`, as published.
         zero_last: Whether the last layer starts at zero, so that ``x + g(x)`` starts as the identity.
 
     Raises:
@@ -65,6 +70,7 @@ class LipschitzCNN(LipschitzNetwork):
         norm: OperatorNorm | NetworkNorm | Sequence[OperatorNorm] = Gram(),  # noqa: B008 -- frozen and stateless
         activation: Callable[[], nn.Module] = Sine,
         padding_mode: Literal["zeros", "circular"] = "zeros",
+        preactivation: bool = False,
         zero_last: bool = False,
     ) -> None:
         super().__init__()
@@ -72,6 +78,7 @@ class LipschitzCNN(LipschitzNetwork):
         require_ints(name, channels=channels)
         require_sizes(name, hidden_channels=hidden_channels)
         require_instance(name, "padding_mode", padding_mode, str, "'zeros'")
+        require_bools(name, preactivation=preactivation)
         count = len(hidden_channels) + 1
         kernels = [3 if i in (0, count - 1) else 1 for i in range(count)] if kernel_sizes is None else kernel_sizes
         require_sizes(name, kernel_sizes=kernels)
@@ -89,10 +96,64 @@ class LipschitzCNN(LipschitzNetwork):
         self.event_shape = (channels, None, None)
         norms = norms_of(name, norm, count)
         share = bound ** (1 / count)
-        layers, activations, width = [], [], channels
+        self.circular, layers, activations, width = padding_mode == "circular", [], [], channels
+        self.entry: nn.Module | None = None
+        if preactivation:
+            self.entry, width = make_activation(activation, norms[0], channels, spatial=2)
         for hidden, kernel, inner in zip([*hidden_channels, channels], kernels, norms, strict=True):
             layers.append(conv_layer(width, hidden, kernel, share, inner, padding_mode))
             if len(layers) < count:
                 module, width = make_activation(activation, inner, hidden, spatial=2)
                 activations.append(module)
         self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)
+
+    def branch(self, context: Tensor | None) -> CNNBranch:
+        """The network for one pass: weights bounded and context ``(B, context_features)`` embedded once.
+
+        Raises:
+            ContextError: The context is missing or has the wrong width.
+        """
+        return CNNBranch(self, context, self.bounded_weights(), self.shifts(context))
+
+    def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
+        """The network on rows ``(B, channels, H, W)``, where ``affine(i, h)`` is layer i."""
+        return super().evaluate(x if self.entry is None else self.entry(x.clone()), affine)  # some write on their input
+
+    def certify(self, weights: Sequence[Tensor]) -> LipschitzBound:
+        """The Lipschitz bound of the network with these weights in use."""
+        bound = super().certify(weights)
+        if self.entry is None:
+            return bound
+        return compose_bounds(type(self).__name__, bound_in(self.entry, bound.domain), bound)
+
+
+class CNNBranch(ChainBranch):
+    """A `LipschitzCNN` for one pass, with products in closed form."""
+
+    def __init__(
+        self, g: LipschitzNetwork, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]
+    ) -> None:
+        super().__init__(g, context, list(map(channels_last, weights)), shifts)
+
+    def _chain(self, x: Tensor) -> ConvChain | None:
+        network = cast(LipschitzCNN, self._network)
+        hidden, slope = self._entered(network.entry, x)
+        parts = None if hidden is None else self._parts(hidden)
+        if parts is None:
+            return None
+        y = in_dtype(parts.y.contiguous(), x.dtype)
+        return ConvChain(y, parts.weights, parts.slopes, slope, circular=network.circular)
+
+    @staticmethod
+    def _entered(entry: nn.Module | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the first layer sees, and the slope of the activation before it."""
+        if entry is None:
+            return x, None
+        if not knows_slope(entry):
+            return None, None
+        frequency = entry.frequency(x.shape[1]) if isinstance(entry, Activation) else None
+        if frequency is None:
+            return linearize(entry, x)
+        frequency = frequency.reshape(-1, 1, 1)
+        value, slope = linearize(entry, frequency * x)
+        return value / frequency, slope

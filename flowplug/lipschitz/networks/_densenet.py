@@ -17,7 +17,8 @@ from flowplug.branch import LipschitzBound, compose_bounds
 from flowplug.lipschitz.activations import CLipSwish
 from flowplug.lipschitz.layers import Layer, conv_layer, dense_layer
 from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
-from flowplug.lipschitz.networks._dense_chain import DenseChain, knows_slopes, with_slopes
+from flowplug.lipschitz.networks._conv_chain import channels_last
+from flowplug.lipschitz.networks._dense_chain import DenseChain, DenseConvChain, knows_slopes, with_slopes
 from flowplug.lipschitz.networks._network import Affine, LipschitzNetwork, NetworkBranch
 from flowplug.lipschitz.norms import Gram, NetworkNorm, OperatorNorm
 
@@ -166,19 +167,22 @@ class DenseBranch(NetworkBranch):
             added = new.expand(weight.shape[1] - len(shares))
             shares = torch.cat([old * shares, added])
             self._folded.append(weight * shares.reshape(-1, *[1] * (weight.dim() - 2)))
+        if first.dim() > 2:
+            self._folded = list(map(channels_last, self._folded))
 
     def _affine(self, i: int, hidden: Tensor) -> Tensor:
         layer = cast(Layer, self._network.layers[i])
         return layer.affine(hidden, self._folded[i], self._shifts[i])
 
-    def _chain(self, x: Tensor) -> DenseChain | None:
+    def _chain(self, x: Tensor) -> DenseChain | DenseConvChain | None:
         activations = list(self._network.activations)
-        if None in self._network.event_shape or not all(map(knows_slopes, activations)):
+        if not all(map(knows_slopes, activations)):
             return None
-        features, slopes = x.flatten(1), []
+        on_images = None in self._network.event_shape
+        features, slopes = x if on_images else x.flatten(1), []
         for i, activation in enumerate(activations):
             value, slope = with_slopes(activation, self._affine(i, features))
             features = torch.cat([features, value], dim=1)
             slopes.append(slope)
-        y = self._affine(-1, features).reshape(x.shape)
-        return DenseChain(in_dtype(y, x.dtype), self._folded, slopes)
+        y = in_dtype(self._affine(-1, features).reshape(x.shape), x.dtype)
+        return (DenseConvChain if on_images else DenseChain)(y.contiguous(), self._folded, slopes)

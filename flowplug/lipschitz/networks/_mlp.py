@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._arguments import as_shape, require_shape, require_sizes
-from flowplug.branch import lipschitz_bound
-from flowplug.lipschitz.activations import Activation, SineHuber, linearize
+from flowplug.lipschitz.activations import SineHuber
 from flowplug.lipschitz.layers import dense_layer
+from flowplug.lipschitz.networks._chain import ChainBranch, knows_slope
 from flowplug.lipschitz.networks._checks import check_sizes, make_activation, norms_of
-from flowplug.lipschitz.networks._network import ClosedForm, LipschitzNetwork, NetworkBranch
+from flowplug.lipschitz.networks._network import ClosedForm, LipschitzNetwork
 from flowplug.lipschitz.norms import NetworkNorm, OperatorNorm, PathNorm
 
 
@@ -96,37 +96,17 @@ class LipschitzMLP(LipschitzNetwork):
         return MLPBranch(self, context, self.bounded_weights(), self.shifts(context))
 
 
-class MLPBranch(NetworkBranch):
+class MLPBranch(ChainBranch):
     """A `LipschitzMLP` for one pass, with products in closed form."""
 
-    _network: LipschitzMLP
-
     def _chain(self, x: Tensor) -> Chain | None:
-        activations = list(self._network.activations)
-        if not all(isinstance(part, Activation) or lipschitz_bound(part).elementwise for part in activations):
-            return None
-        widths = [weight.shape[0] for weight in self._weights[:-1]]
-        folded = self._folded(
-            [
-                activation.frequency(width) if isinstance(activation, Activation) else None
-                for activation, width in zip(activations, widths, strict=True)
-            ]
-        )
-        hidden, slopes = folded._affine(0, x.flatten(1)), []
-        for i, activation in enumerate(activations, 1):
-            hidden, slope = linearize(activation, hidden)
-            hidden = folded._affine(i, hidden)
-            slopes.append(slope)
-        return Chain(hidden.reshape(x.shape).to(x.dtype), folded._weights, slopes)
+        parts = self._parts(x.flatten(1))
+        return None if parts is None else Chain(parts.y.reshape(x.shape).to(x.dtype), parts.weights, parts.slopes)
 
-    def _folded(self, frequencies: Sequence[Tensor | None]) -> MLPBranch:
-        """The same function of activations with frequency 1, scaled by the weights around them, which are smaller."""
-        weights, shifts = list(self._weights), list(self._shifts)
-        for i, frequency in enumerate(frequencies):
-            if frequency is not None:
-                weights[i], shifts[i] = weights[i] * frequency.reshape(-1, 1), shifts[i] * frequency
-                weights[i + 1] = weights[i + 1] / frequency
-        return MLPBranch(self._network, self.context, weights, shifts)
+    def core_size(self, event: Sequence[int]) -> int:
+        """The narrowest width, where all activations know their slopes."""
+        widths = [weight.shape[0] for weight in self._weights]
+        return min(widths) if all(map(knows_slope, self._network.activations)) else widths[-1]
 
 
 class Chain(ClosedForm):
@@ -167,14 +147,36 @@ class Chain(ClosedForm):
 
     def jacobian(self) -> Tensor:
         """The matrices ``(B, D, D)``."""
+        if not self._slopes:
+            return self._weights[0].expand(self.y.shape[0], -1, -1)
+        return _product(self._weights, self._slopes)
+
+    def core(self) -> Tensor:
+        r"""The Jacobian cut at its narrowest layer, by Sylvester's identity :math:`\det(I + AB) = \det(I + BA)`.
+
+        .. math:: J = (W_n D_{n-1} \cdots W_{l+1}) (D_l W_l \cdots D_1 W_1), \qquad
+            M = D_l W_l \cdots D_1 (W_1 W_n) D_{n-1} \cdots W_{l+1}
+        """
         first, *others = self._weights
-        if not others:
-            return first.expand(self.y.shape[0], -1, -1)
-        # (B, D, H): entry (b, d) is the derivative of row b's hidden units with respect to its input d. The first step
-        # is linear in the slopes, W_2 D_1 W_1 = sum_h d_h (W_2)_h (W_1)_h^T, so that they meet the matrices of the
-        # sum, which all rows share, in one product. With the hidden units last, so is each further step.
-        matrices = first.unsqueeze(2) * others[0].T.unsqueeze(1)
-        tangent = (self._slopes[0] @ matrices.flatten(1)).reshape(self.y.shape[0], *matrices.shape[1:])
-        for slope, weight in zip(self._slopes[1:], others[1:], strict=True):
-            tangent = functional.linear(slope.unsqueeze(1) * tangent, weight)
-        return tangent.transpose(1, 2)
+        widths = [len(weight) for weight in self._weights]
+        cut = widths.index(min(widths)) + 1
+        if widths[cut - 1] == widths[-1]:
+            return self.jacobian()
+        *behind, last = others
+        weights = [*behind[cut - 1 :], first @ last, *behind[: cut - 1]]
+        slopes = [*self._slopes[cut:], *self._slopes[:cut]]
+        matrices = _product(weights, slopes[:-1]) if len(weights) > 1 else weights[0]
+        return slopes[-1].unsqueeze(2) * matrices
+
+
+def _product(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    """The matrices ``(B, out, in)`` of weights with at least one row of slopes ``(B, H)`` between them."""
+    first, *others = weights
+    # (B, in, H): entry (b, i) is the derivative of row b's hidden units with respect to its input i. The first step is
+    # linear in the slopes, W_2 D_1 W_1 = sum_h d_h (W_2)_h (W_1)_h^T, so that they meet the matrices of the sum, which
+    # all rows share, in one product. With the hidden units last, so is each further step.
+    matrices = first.unsqueeze(2) * others[0].T.unsqueeze(1)
+    tangent = (slopes[0] @ matrices.flatten(1)).reshape(slopes[0].shape[0], *matrices.shape[1:])
+    for slope, weight in zip(slopes[1:], others[1:], strict=True):
+        tangent = functional.linear(slope.unsqueeze(1) * tangent, weight)
+    return tangent.transpose(1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
@@ -208,11 +207,20 @@ def _(module: LipschitzNetwork) -> LipschitzBound:
 
 
 class ClosedForm(Linearization):
-    """Products in closed form, and the Jacobian."""
+    """Products in closed form, of one vector a row or, row after row, of several; and the Jacobian."""
 
-    @abc.abstractmethod
     def jacobian(self) -> Tensor:
-        """The matrices ``(B, D, D)``."""
+        """The matrices ``(B, D, D)``; here by D products."""
+        rows, event = len(self.y), self.y.shape[1:]
+        size = math.prod(event)
+        basis = torch.eye(size, dtype=self.y.dtype, device=self.y.device).reshape(size, 1, *event)
+        vectors = basis.expand(size, rows, *event).reshape(size * rows, *event)
+        products = self.vjp(vectors, create_graph=torch.is_grad_enabled())
+        return products.reshape(size, rows, size).transpose(0, 1)
+
+    def core(self) -> Tensor:
+        r"""The smallest matrices ``(B, K, K)`` known with :math:`\det(I + M) = \det(I + J)`; here J."""
+        return self.jacobian()
 
 
 class NetworkBranch(Branch):
@@ -227,7 +235,7 @@ class NetworkBranch(Branch):
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluates the network on rows ``x: (B, *event)``."""
         rows = x if None in self._network.event_shape else x.flatten(1)
-        return self._network.evaluate(rows, self._affine).reshape(x.shape)
+        return self._network.evaluate(rows, self._affine).reshape(x.shape).contiguous()
 
     def _affine(self, i: int, hidden: Tensor) -> Tensor:
         layer = cast(Layer, self._network.layers[i])
@@ -242,6 +250,11 @@ class NetworkBranch(Branch):
         """Value and Jacobian in one chain of matrix products, where there is a closed form."""
         chain = self._chain(x)
         return super().jacobian(x) if chain is None else (chain.y, chain.jacobian())
+
+    def core(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and smallest matrix in one chain of matrix products, where there is a closed form."""
+        chain = self._chain(x)
+        return super().core(x) if chain is None else (chain.y, chain.core())
 
     def _chain(self, x: Tensor) -> ClosedForm | None:
         """The derivative at ``x: (B, *event)`` in closed form, where activations know their slopes."""

@@ -1,14 +1,18 @@
 """The spectral norm from above, by matrix products."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowplug._arguments import require_ints
-from flowplug._precision import full_precision
+from flowplug._precision import at_least_single, full_precision
+from flowplug.lipschitz.norms._frequencies import grams
 from flowplug.lipschitz.norms._spectral import SpectralNorm, is_wide, smaller_gram
 
 
@@ -55,27 +59,36 @@ class Gram(SpectralNorm):
 
     def norms_of(self, stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Together for those whose Gram matrices are of one size, however long the other side."""
-        parts, alike = [_scaled(stack) for stack in stacks], defaultdict(list)
-        for *_, gram in parts:
-            alike[gram.shape[-1]].append(gram)
-        bounds = {side: iter(self._bounds(grams)) for side, grams in alike.items()}
+        parts = [_scaled(stack) for stack in stacks]
         found = []
-        for scale, stack, gram in parts:
-            relative, factor = next(bounds[gram.shape[-1]])
+        for (scale, stack, _), bound in zip(parts, self._bounds([gram for *_, gram in parts]), strict=True):
+            relative, factor = bound.relative, bound.relative / bound.trace * bound.square
             gradient = factor @ stack if is_wide(stack) else stack @ factor
             found.append(((scale * relative)[..., 0, 0], gradient))
         return found
 
-    def _bounds(self, grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For matrices with these :math:`G_1` the bounds, and what makes gradients of them."""
-        flat = [gram.reshape(-1, *gram.shape[-2:]) for gram in grams]
-        relative, trace, square = self._relative(grams[0] if len(grams) == 1 else torch.cat(flat))
-        factor = relative / trace * square
-        if len(grams) == 1:
-            return [(relative, factor)]
-        counts = list(map(len, flat))
-        parts = zip(grams, relative.split_with_sizes(counts), factor.split_with_sizes(counts), strict=True)
-        return [(bound.reshape(*gram.shape[:-2], 1, 1), part.reshape(gram.shape)) for gram, bound, part in parts]
+    def tops(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the largest bound, without the matrices: of the Gram matrices at all frequencies together."""
+        scaled = (weight / _largest(weight, tuple(range(weight.dim()))) for weight in map(at_least_single, weights))
+        return [bound.relative.flatten().argmax() for bound in self._bounds(list(map(grams, scaled)))]
+
+    def _bounds(self, grams: Sequence[Tensor]) -> list[Bound]:
+        """For stacks of matrices with these :math:`G_1`, those of one size together."""
+        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for i, gram in enumerate(grams):
+            alike[gram.dtype, gram.shape[-1]].append(i)
+        found = {}
+        for group in alike.values():
+            if len(group) == 1:
+                found[group[0]] = self._relative(grams[group[0]])
+                continue
+            flat = [grams[i].reshape(-1, *grams[i].shape[-2:]) for i in group]
+            counts = list(map(len, flat))
+            parts = (part.split_with_sizes(counts) for part in self._relative(torch.cat(flat)))
+            for i, bound in zip(group, map(Bound, *parts), strict=True):
+                lead = grams[i].shape[:-2]
+                found[i] = Bound(*(part.reshape(*lead, *part.shape[-2:]) for part in bound))
+        return [found[i] for i in range(len(grams))]
 
     def differentiable(self, matrix: Tensor, gradient: Tensor) -> Tensor:
         """Found again, in products that autograd knows."""
@@ -83,38 +96,48 @@ class Gram(SpectralNorm):
         with full_precision(matrix):
             return self.norms(matrix)[1]
 
-    def largest(self, stack: Tensor) -> Tensor:
-        """As `norms`, but with no product larger than the smaller side."""
-        scale, _, gram = _scaled(stack)
-        return (scale * self._relative(gram)[0])[..., 0, 0].argmax()
-
     @property
     def _schatten(self) -> int:
         order: int = 2 ** (self.iterations + 1) + 2
         return order
 
-    def _relative(self, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""The bound, of a matrix that has this :math:`G_1`; up to factors the trace of :math:`G_1 G_t^2`; the latter.
-
-        The trace is 1 where the bound is 0.
-        """
+    def _relative(self, gram: Tensor) -> Bound:
+        """For matrices that have this :math:`G_1`."""
         power, factor, tiny = gram, 1.0, torch.finfo(gram.dtype).tiny
         for k in range(1, self.iterations):
             power = power @ power
             # At Frobenius norm 1 a matrix of any size in use can be squared three times in a row. The bound does not
             # depend on this scale.
             if k % 3 == 1:
-                size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
-                power, factor = power / size, factor * size ** (2 ** (self.iterations - k) / self._schatten)
+                size = torch.linalg.vector_norm(_real(power), dim=(-2, -1), keepdim=True).clamp(min=tiny)
+                power, factor = power * (1 / size), factor * size ** (2 ** (self.iterations - k) / self._schatten)
         square = power @ power
-        trace = (square.conj() * gram).real.sum((-2, -1), keepdim=True)
+        trace = (_real(square) * _real(gram)).sum((-2, -1), keepdim=True)
         # Without powers of 0, whose derivatives are infinite; NaN stays.
         safe = torch.where(trace == 0, 1, trace)
-        return torch.where(trace == 0, 0, factor * safe ** (1 / self._schatten)), safe, square
+        return Bound(torch.where(trace == 0, 0, factor * safe ** (1 / self._schatten)), safe, square)
+
+
+class Bound(NamedTuple):
+    """A bound up to scale, ``(*F, 1, 1)``; the trace of :math:`G_1 G_t^2`, 1 where it is 0; and :math:`G_t^2`."""
+
+    relative: Tensor
+    trace: Tensor
+    square: Tensor
+
+
+def _real(stack: Tensor) -> Tensor:
+    """Complex numbers as pairs side by side, with which sums and norms take a fraction of the time."""
+    return torch.view_as_real(stack).flatten(-2) if stack.is_complex() else stack
+
+
+def _largest(stack: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The largest real or imaginary part of entries, up to a tiny one instead of 0: a scale."""
+    return _real(stack).abs().amax(dims, keepdim=True).clamp(min=torch.finfo(stack.dtype).tiny)
 
 
 def _scaled(stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A scale that keeps powers from over- and underflow, on which the bound does not depend; W and G_1 at that."""
-    scale = stack.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(stack.dtype).tiny)
+    scale = _largest(stack, (-2, -1))
     stack = stack / scale
     return scale, stack, smaller_gram(stack)

@@ -12,33 +12,20 @@ from torch import Tensor
 
 from flowplug._functions import Function
 from flowplug._precision import at_least_single, full_precision
+from flowplug.lipschitz.norms._frequencies import at_frequency, points, slack
 from flowplug.lipschitz.norms._operator_norm import OperatorNorm
 
 
 def symbol(weight: Tensor) -> tuple[Tensor, float]:
-    r"""The matrices ``(F, out, in)`` of a convolution on a grid of frequencies, and a factor.
+    r"""The matrices ``(F, out, in)`` of a convolution on the grid of its frequencies, and the factor of that.
 
-    .. math:: A(\omega) = \sum_k W_k e^{-i \omega k}, \qquad |W|_2 = \sup_\omega |A(\omega)|_2
-
-    The supremum is the norm on an infinite image. Padding with zeros cuts a block out of that map, whatever the size
-    of the image and of the padding, and circular padding samples the frequencies, so it bounds both at every size. For
-    unit vectors u, v the real part of :math:`u^H A v`, times a phase, is a trigonometric sum of degree
-    :math:`r = (k - 1) / 2` in each dimension. Around its maximum it stays above :math:`\cos(r (\omega - \omega_0))`
-    times this, so N points a dimension miss at most a factor :math:`1 / \cos(\pi r / N)`, the one returned. It is 1.001
-    for kernels of one dimension, 1.018 for two, 1.06 for three, whose grids would grow too large. A dense layer, and a
-    convolution of a single tap, is one matrix, and the factor 1.
-
-    Reference: Sedghi, Gupta, Long, "The Singular Values of Convolutional Layers", ICLR 2019, for circular padding; the
-    inequality is that of Bernstein and Szegő.
+    A dense layer, and a convolution of a single tap, is one matrix, and the factor 1.
     """
     weight, kernel = at_least_single(weight), weight.shape[2:]
     if math.prod(kernel) == 1:
         return weight.flatten(1).unsqueeze(0), 1.0
-    density = {1: 32, 2: 12, 3: 8}[len(kernel)]
-    grid = [max(1, density * (size - 1)) for size in kernel]
-    spectrum = torch.fft.rfftn(weight, s=grid, dim=tuple(range(2, weight.dim())))
-    slack = math.cos(math.pi / (2 * density)) ** -sum(size > 1 for size in kernel)
-    return spectrum.flatten(2).permute(2, 0, 1), slack
+    spectrum = torch.fft.rfftn(weight, s=points(kernel), dim=tuple(range(2, weight.dim())))
+    return spectrum.flatten(2).permute(2, 0, 1), slack(kernel)
 
 
 def select(stack: Tensor, index: Tensor) -> Tensor:
@@ -108,8 +95,8 @@ class SpectralNorm(OperatorNorm):
         """Upper bounds ``(*F,)`` on the norms of matrices ``(*F, out, in)``, and their gradients."""
 
     @abc.abstractmethod
-    def largest(self, stack: Tensor) -> Tensor:
-        """The index of the largest of them, for one F."""
+    def tops(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """For each of several kernels the index of the frequency of the largest norm."""
 
     @abc.abstractmethod
     def differentiable(self, matrix: Tensor, gradient: Tensor) -> Tensor:
@@ -121,26 +108,32 @@ class SpectralNorm(OperatorNorm):
 
     def measure(self, weight: Tensor) -> Tensor:
         """The norm, for a convolution the largest of all frequencies."""
-        stack, slack = symbol(weight)
-        if len(stack) == 1:
-            return self._measure_all([stack[0]])[0]
-        with torch.no_grad(), full_precision(weight):
-            top = self.largest(stack)
-        return slack * self._measure_all([select(stack, top)])[0]
+        return self._measure([weight])[0]
 
     def project_all(self, weights: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
         """As one by one, with matrices measured together."""
-        replaced = (type(self).measure, type(self).project) != (SpectralNorm.measure, OperatorNorm.project)
-        if replaced or any(weight.dim() > 2 for weight in weights):
+        if (type(self).measure, type(self).project) != (SpectralNorm.measure, OperatorNorm.project):
             return super().project_all(weights, bounds)
-        found = self._measure_all(list(map(at_least_single, weights)))
+        found = self._measure(weights)
         if len(set(bounds)) == 1:
             shares = bounds[0] / found.clamp(min=bounds[0])
         else:
-            # Made on the device, which a list of numbers would have to be copied to.
-            limits = torch.stack([found.new_full((), bound) for bound in bounds])
+            limits = _on_device(bounds, found)
             shares = limits / found.maximum(limits)
         return [weight * share for weight, share in zip(weights, shares.unbind(), strict=True)]
+
+    def _measure(self, weights: Sequence[Tensor]) -> Tensor:
+        """The norms ``(N,)``: each kernel at the one frequency where it is largest."""
+        kernels = [weight for weight in weights if math.prod(weight.shape[2:]) > 1]
+        with torch.no_grad(), full_precision(weights[0]):
+            tops = iter(self.tops(kernels))
+        matrices, factors = [], []
+        for weight in map(at_least_single, weights):
+            single = math.prod(weight.shape[2:]) == 1
+            matrices.append(weight.flatten(1) if single else at_frequency(weight, next(tops)))
+            factors.append(1.0 if single else slack(weight.shape[2:]))
+        found = self._measure_all(matrices)
+        return found * _on_device(factors, found) if kernels else found
 
     def norms_of(self, stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """`norms` of each of several stacks, together where it pays."""
@@ -148,9 +141,9 @@ class SpectralNorm(OperatorNorm):
 
     def _measure_all(self, matrices: Sequence[Tensor]) -> Tensor:
         """The norms of all, those of one shape, up to transposition, in a stack."""
-        alike = defaultdict(list)
+        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for i, matrix in enumerate(matrices):
-            alike[tuple(sorted(matrix.shape))].append(i)
+            alike[(matrix.dtype, *sorted(matrix.shape))].append(i)
         values, gradients = list(matrices), list(matrices)
         with torch.no_grad(), full_precision(matrices[0]):
             groups = list(alike.values())
@@ -173,3 +166,8 @@ class SpectralNorm(OperatorNorm):
         function = _Traced.apply if torch.compiler.is_compiling() else _WithGradient.run
         found: Tensor = function(torch.stack(values), self.differentiable, *pairs)
         return found
+
+
+def _on_device(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """A tensor of these, made on the device, which a list would have to be copied to."""
+    return torch.stack([like.new_full((), number) for number in numbers])

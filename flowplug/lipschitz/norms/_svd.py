@@ -1,11 +1,13 @@
 """The spectral norm of dense layers and convolutions, as the largest singular value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowplug._precision import full_precision
+from flowplug._precision import at_least_single, full_precision
+from flowplug.lipschitz.norms._frequencies import grams
 from flowplug.lipschitz.norms._spectral import SpectralNorm, is_wide, smaller_gram
 
 
@@ -66,8 +68,10 @@ class SVD(SpectralNorm):
         found = found.mH if is_wide(matrix) else found
         return gradient + (found - found.detach())
 
-    def largest(self, stack: Tensor) -> Tensor:
-        """The one of the largest eigenvalue."""
-        scale = stack.abs().amax().clamp(min=torch.finfo(stack.dtype).tiny)
-        values: Tensor = torch.linalg.eigvalsh(smaller_gram(stack / scale))[..., -1]
-        return values.argmax()
+    def tops(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the largest eigenvalue."""
+        found = []
+        for weight in map(at_least_single, weights):
+            scaled = grams(weight / weight.abs().amax().clamp(min=torch.finfo(weight.dtype).tiny))
+            found.append(torch.linalg.eigvalsh(scaled)[..., -1].argmax())
+        return found

@@ -21,6 +21,16 @@ def test_slope_is_right_and_at_most_1(make, eps):
     torch.testing.assert_close(unit, slope, atol=20 * eps, rtol=20 * eps)
 
 
+@pytest.mark.parametrize("make", [fp.LipSwish, fp.Sine, fp.SineHuber])
+def test_slopes_have_derivatives_to_the_third(make):
+    """Each taken once, with a backward pass of its own."""
+    activation, x = make().double(), torch.linspace(-3, 3, 8, dtype=torch.float64).reshape(2, 4).requires_grad_()
+    for wanted in (lambda at: activation.linearize(at)[0], lambda at: activation.linearize(at)[1]):
+        assert torch.autograd.gradcheck(wanted, x)
+        assert torch.autograd.gradgradcheck(wanted, x)
+    assert torch.autograd.gradgradcheck(lambda at: activation.linearize(at), x)
+
+
 OWN = (fp.Sine, fp.SineHuber, fp.LipSwish)
 OTHERS = (nn.ELU, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.LogSigmoid, nn.PReLU, nn.ReLU)
 
