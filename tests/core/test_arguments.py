@@ -84,6 +84,8 @@ CORE = {
     "HistogramGaussianization": (fp.HistogramGaussianization, {"features": 2}),
     "Squeeze": (fp.Squeeze, {}),
     "Reshape": (fp.Reshape, {"event_shape": (2, 3), "latent_shape": 6}),
+    "Logit": (fp.Logit, {}),
+    "Dequantize": (fp.Dequantize, {}),
     "InverseTransform": (fp.InverseTransform, {"transform": fp.ActNorm(2)}),
     "ResidualTransform": (fp.ResidualTransform, {"g": fp.LipschitzMLP(2)}),
     "ResidualTransform of any g": (fp.ResidualTransform, {"g": nn.Sequential(fp.LipschitzLinear(2, 2, bound=0.9))}),
@@ -145,6 +147,7 @@ PASSED_ON = {("normflows.Residual", "net"): "features"}
 # Why a class is not in the tables.
 ELSEWHERE = {
     "ComposedTransform": "takes any number of arguments, below",
+    "MultiscaleTransform": "takes any number of arguments, as tests/images shows",
     "FullSort": "takes no arguments",
     "LipschitzBound": "a tuple of what its caller found",
     **dict.fromkeys(
