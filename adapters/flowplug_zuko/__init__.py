@@ -13,6 +13,7 @@ except ImportError as error:
     raise ImportError("flowplug_zuko needs zuko: pip install 'flowplug[zuko]'") from error
 
 from flowplug.hosts import reset
+from flowplug_zuko._base import StandardNormal
 from flowplug_zuko._bridge import from_zuko
 from flowplug_zuko._dense import DenseFlow, DenseTransform
 from flowplug_zuko._residual import ResidualFlow, ResidualTransform
@@ -25,6 +26,7 @@ __all__ = [
     "DenseTransform",
     "ResidualFlow",
     "ResidualTransform",
+    "StandardNormal",
     "ZukoTransform",
     "from_zuko",
     "reset",

@@ -140,6 +140,7 @@ HOSTS = {
     "zuko.BoundTransform": (flowplug_zuko.BoundTransform, {"core": fp.ActNorm(2)}),
     "zuko.ResidualTransform": (flowplug_zuko.ResidualTransform, {"features": 2}),
     "zuko.ResidualFlow": (flowplug_zuko.ResidualFlow, {"features": 2}),
+    "zuko.StandardNormal": (flowplug_zuko.StandardNormal, {"event_shape": (1, 2, 2)}),
     "zuko.DenseFlow": (flowplug_zuko.DenseFlow, {"features": 2}),
 }
 # Under its own name, as it passes them on: what the message then calls the argument.
