@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -130,6 +130,8 @@ class LipschitzCNN(LipschitzNetwork):
 
 class CNNBranch(ChainBranch):
     """A `LipschitzCNN` for one pass, with products in closed form."""
+
+    trace_pays: ClassVar[bool] = False
 
     def __init__(
         self, g: LipschitzNetwork, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]
