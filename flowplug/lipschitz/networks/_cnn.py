@@ -26,7 +26,7 @@ class LipschitzCNN(LipschitzNetwork):
     .. math:: h_0 = x, \quad h_l = \phi_l(\hat W_l * h_{l-1} + b_l + V_l c), \quad g = \hat W_n * h_{n-1} + b_n + V_n c
 
     with :math:`|\hat W_l *| \le` ``bound ** (1 / n)`` and 1-Lipschitz :math:`\phi_l`. The context shifts all pixels of
-    a channel alike, without a constraint.
+    a channel alike, without a constraint. With element-wise activations products with the Jacobian walk no graph.
 
     On a GPU, torch rounds the factors in convolutions of float32 to 10 bits, and inverses are no more exact than that,
     unless ``torch.backends.cudnn.allow_tf32 = False``.
