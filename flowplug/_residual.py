@@ -253,7 +253,7 @@ class ResidualTransform(Transform):
         logdet = self.logdet if self.training else self.eval_logdet
         if logdet is not None:
             return logdet
-        return default_logdet(x, branch.core_size(x.shape[1:]), training=self.training)
+        return default_logdet(branch, x, training=self.training)
 
     def extra_repr(self) -> str:
         """Names the strategies."""

@@ -236,6 +236,7 @@ CORE = {
     "Marginals channels": Row(lambda **k: fp.MarginalGaussianization(2, event_dim=3, **k), event=(2, 2, 2)),
     "Residual": Row(residual),
     "Residual d=1": Row(lambda **k: residual(event=1, **k), event=(1,), exempt=EIGHT_BITS),
+    "Residual narrow": Row(lambda **k: fp.ResidualTransform(fp.LipschitzMLP(3, (2, 4), **k))),
     "Residual context": Row(lambda **k: residual(context_features=2, **k), context=2),
     "Residual image": Row(lambda **k: residual(event=(2, 2, 2), **k), event=(2, 2, 2)),
     "Residual Gram": Row(lambda **k: residual(norm=fp.Gram(), **k)),

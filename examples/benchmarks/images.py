@@ -50,6 +50,7 @@ TRACE = fp.ExactTrace()
 BEFORE = "2 terms, groups of 32, no trace"
 TERMS: Mapping[str, fp.LogDet | None] = {
     BEFORE: few(2, 32),
+    "2 terms, groups of 4, no trace": few(2, 4),
     "2 terms, groups of 32": few(2, 32, control=TRACE),
     "2 terms, groups of 4": few(2, 4, control=TRACE),
     "3 terms, groups of 4": few(3, 4, control=TRACE),

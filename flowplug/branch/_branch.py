@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class Branch:
         g: The network.
         context: Rows ``(B, context_features)``, or ``None``.
 
+    Attributes:
+        trace_pays: Whether the exact trace, where `Linearization.trace` knows it, is worth its time in a training step.
+
     Example:
         >>> branch = Branch.of(LipschitzMLP(2), None)
         >>> y, jacobian = branch.jacobian(torch.zeros(5, 2))
@@ -34,6 +37,7 @@ class Branch:
         (torch.Size([5, 2]), torch.Size([5, 2, 2]))
     """
 
+    trace_pays: ClassVar[bool] = True
     _lipschitz: LipschitzBound | None = None
     _whole: Branch | None = None
 

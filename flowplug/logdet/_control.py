@@ -27,8 +27,10 @@ class ExactTrace:
 
     `LipschitzMLP` does with up to two hidden layers, at no more than the cost of a product:
     :math:`\operatorname{tr}(W_2 D W_1) = d^T \operatorname{diag}(W_1 W_2)` is linear in the slopes d of one hidden
-    layer, and bilinear for two. The first term causes most of the noise of a trace estimate (docs/benchmarks.md,
-    "What the exact trace is worth"). Without effect for other networks.
+    layer, and bilinear for two; so does `LipschitzCNN` without preactivation, if the kernel between two hidden layers
+    is one pixel, at the cost of a convolution with that, and its gradient at that of two products. The first term
+    causes most of the noise of a trace estimate (docs/benchmarks.md, "What the exact trace is worth"). Without effect
+    for other networks.
 
     Example:
         >>> logdet = PowerSeries(control=ExactTrace())

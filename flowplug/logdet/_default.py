@@ -11,6 +11,7 @@ from flowplug.branch import Branch
 from flowplug.logdet._exact import ExactLogDet
 from flowplug.logdet._krylov import Krylov
 from flowplug.logdet._lengths import Geometric
+from flowplug.logdet._probes import Rademacher
 from flowplug.logdet._terms import Converged, Roulette
 
 
@@ -33,10 +34,12 @@ EXACT_DIM_CUDA, EXACT_SIZE_CUDA = 64, 2**15
 EXACT_EVAL_DIM = 128
 # Made once, as the compiler takes strategies from where it finds them.
 _EXACT, _KRYLOV, _CONVERGED = ExactLogDet(), Krylov(), Krylov(terms=Converged(1e-4))
-_IMAGES = Krylov(terms=Roulette(Geometric(0.75, share=0.5), exact=4, group=4))
+_SMALL = Roulette(Geometric(0.75, share=0.5), exact=2, group=4)
+_CONVERGED_IMAGES = Krylov(terms=Converged(1e-3), probes=Rademacher(samples=4))
+_IMAGES, _UNTRACED = Krylov(terms=_SMALL), Krylov(terms=_SMALL, control=None)
 
 
-def default_logdet(x: Tensor, size: int, *, training: bool) -> LogDet:
+def default_logdet(branch: Branch, x: Tensor, *, training: bool) -> LogDet:
     r"""Exact while it is affordable, stochastic above.
 
     In train mode the limit is where a step takes equally long: on CPUs about :math:`K^3 = 64 D`, as determinants take
@@ -47,19 +50,26 @@ def default_logdet(x: Tensor, size: int, *, training: bool) -> LogDet:
     length is left to chance: a row's estimate moves with x without jumps, and no weights enlarge its rounding. Inside
     torch.func.vmap it is exact.
 
-    Batches of images are small, and a length that half a batch shares is most of the noise of a step: there 4 products
-    and, for an eighth of the rows, more, in groups of 4 (docs/benchmarks.md, "Noise of gradients on images").
+    Batches of images are small, and lengths that all of their rows share make most of the noise of a step: there rows
+    share them in groups of 4. The exact trace of a convolutional network takes more time than it is worth beside what
+    one batch differs from another by (docs/benchmarks.md, "Noise of gradients on images"). In eval mode the noise is
+    that of the probe, so that images have 4 of them, and their trace (docs/benchmarks.md, "Evaluation of image flows").
 
     Args:
+        branch: g.
         x: The events ``(B, *event)``.
-        size: The K of the matrices whose determinant is taken, of `flowplug.branch.Branch.core_size`.
         training: Train mode, or eval mode.
     """
+    event = x.shape[1:]
+    size = branch.core_size(event)
     if mapped():  # in which nothing may be drawn
         return _EXACT
     if training:
         few = x.is_cuda and x.dim() == 2 and size <= EXACT_DIM_CUDA and len(x) * size <= EXACT_SIZE_CUDA
-        if few or size**3 <= EXACT_DIM**2 * math.prod(x.shape[1:]):
+        if few or size**3 <= EXACT_DIM**2 * math.prod(event):
             return _EXACT
-        return _KRYLOV if x.dim() == 2 else _IMAGES
-    return _EXACT if size <= EXACT_EVAL_DIM else _CONVERGED
+        on_images = _IMAGES if branch.trace_pays else _UNTRACED
+        return _KRYLOV if len(event) == 1 else on_images
+    if size <= EXACT_EVAL_DIM:
+        return _EXACT
+    return _CONVERGED if len(event) == 1 else _CONVERGED_IMAGES

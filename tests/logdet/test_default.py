@@ -40,6 +40,14 @@ class TestDefaults:
         assert self.spread(fp.ResidualTransform(fp.LipschitzMLP(784, (64,))).train(), x.flatten(1)) > 0
 
 
+class Sized(fp.Branch):
+    def __init__(self, size):
+        self.size = size
+
+    def core_size(self, event):
+        return self.size
+
+
 @pytest.mark.parametrize(
     ("device", "shape", "training", "exact"),
     [
@@ -67,14 +75,23 @@ def test_the_default_is_exact_where_that_is_cheap(device, shape, training, exact
     """Of these shapes or, of a row of 784 numbers, for matrices of a narrower layer."""
     *event, size = shape if shape[1] == 784 else (*shape, math.prod(shape[1:]))
     with FakeTensorMode():  # devices that need not be there
-        logdet = default_logdet(torch.empty(event, device=device), size, training=training)
+        logdet = default_logdet(Sized(size), torch.empty(event, device=device), training=training)
     assert isinstance(logdet, fp.ExactLogDet if exact else fp.Krylov)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_batches_of_images_have_more_certain_terms_and_small_groups(device):
+def test_rows_of_images_share_lengths_in_small_groups(device):
     with FakeTensorMode():
-        table = default_logdet(torch.empty(32, 784, device=device), 784, training=True)
-        images = default_logdet(torch.empty(32, 1, 28, 28, device=device), 784, training=True)
-    assert (table.terms.exact, table.terms.group) == (2, 32)
-    assert (images.terms.exact, images.terms.group, images.terms.length) == (4, 4, table.terms.length)
+        table = default_logdet(Sized(784), torch.empty(32, 784, device=device), training=True)
+        images = default_logdet(Sized(784), torch.empty(32, 1, 28, 28, device=device), training=True)
+    assert (table.terms.group, images.terms.group) == (32, 4)
+    assert (images.terms.exact, images.terms.length) == (table.terms.exact, table.terms.length)
+
+
+def test_convolutions_are_trained_without_and_evaluated_with_their_trace():
+    x, branch = torch.empty(32, 1, 28, 28), fp.Branch.of(fp.LipschitzCNN(1, (4, 4)), None)
+    assert default_logdet(branch, x, training=True).control is None
+    assert default_logdet(branch, x, training=False).control == fp.ExactTrace()
+    assert default_logdet(branch, x, training=False).probes.samples == 4
+    perceptron = fp.Branch.of(fp.LipschitzMLP((1, 28, 28), (200,)), None)
+    assert default_logdet(perceptron, x, training=True).control == fp.ExactTrace()

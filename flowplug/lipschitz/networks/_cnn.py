@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class LipschitzCNN(LipschitzNetwork):
     .. math:: h_0 = x, \quad h_l = \phi_l(\hat W_l * h_{l-1} + b_l + V_l c), \quad g = \hat W_n * h_{n-1} + b_n + V_n c
 
     with :math:`|\hat W_l *| \le` ``bound ** (1 / n)`` and 1-Lipschitz :math:`\phi_l`. The context shifts all pixels of
-    a channel alike, without a constraint.
+    a channel alike, without a constraint. With element-wise activations products with the Jacobian walk no graph.
 
     On a GPU, torch rounds the factors in convolutions of float32 to 10 bits, and inverses are no more exact than that,
     unless ``torch.backends.cudnn.allow_tf32 = False``.
@@ -130,6 +130,8 @@ class LipschitzCNN(LipschitzNetwork):
 
 class CNNBranch(ChainBranch):
     """A `LipschitzCNN` for one pass, with products in closed form."""
+
+    trace_pays: ClassVar[bool] = False
 
     def __init__(
         self, g: LipschitzNetwork, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]

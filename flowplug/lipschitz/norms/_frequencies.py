@@ -54,7 +54,7 @@ def grams(weight: Tensor) -> Tensor:
     count, side, _ = taps.shape
     flat = taps.flatten(0, 1)
     products = (flat @ flat.T).reshape(count, side, count, side).transpose(1, 2).reshape(count**2, side**2)
-    by_lag = products.new_zeros(waves.lags[0].shape[1], side**2).index_add(0, waves.lag, products)
+    by_lag = waves.pairs @ products
     real, imaginary = (part @ by_lag for part in waves.lags)
     return torch.complex(real, -imaginary).reshape(-1, side, side)
 
@@ -65,12 +65,12 @@ class _Waves(NamedTuple):
     Attributes:
         taps: :math:`e^{-i \omega k}` at the places k of the T taps, ``(F, T)``.
         lags: Cosines and sines at all differences of two places, ``(F, L)``.
-        lag: Which difference each pair of taps has, ``(T * T,)``.
+        pairs: Which pairs of taps have each difference, 1 or 0, ``(L, T * T)``: on GPUs, sums that repeat.
     """
 
     taps: Tensor
     lags: tuple[Tensor, Tensor]
-    lag: Tensor
+    pairs: Tensor
 
 
 def _waves(kernel: tuple[int, ...], like: Tensor) -> _Waves:
@@ -107,4 +107,5 @@ def _made(kernel: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     cosine, sine = waves(places)
-    return _Waves(torch.complex(cosine, -sine), waves(differences), lag.long())
+    pairs = (lag == line(0, len(differences)).unsqueeze(1)).to(dtype)
+    return _Waves(torch.complex(cosine, -sine), waves(differences), pairs)
