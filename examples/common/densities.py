@@ -19,7 +19,14 @@ M = TypeVar("M", bound=nn.Module)
 Call = Callable[[Any, Any], Tensor]  # of a flow with rows, or how many
 
 
-class Density(nn.Module):
+class Model(nn.Module):
+    """What is trained by likelihood: a module that returns that of each row, in nats."""
+
+    def after_step(self) -> None:
+        """What a host asks for after each step."""
+
+
+class Density(Model):
     """A flow and how its host calls it; ``forward``, which DistributedDataParallel watches, is the log-likelihood.
 
     Example:
