@@ -71,7 +71,7 @@ class Processes:
         density.eval()
         parts = zip(*(torch.split(self.share(values), CHUNK) for values in rows), strict=True)
         own = torch.cat([defined(density, *part) for part in parts]).cpu()
-        values = own.new_empty(len(rows[0]))
+        values = own.new_empty(len(rows[0]), *own.shape[1:])
         for rank, part in enumerate(self.gather(own)):
             values[rank :: self.world] = part
         return values

@@ -157,10 +157,20 @@ class Run(training.Training, abc.ABC):
                 torch.save({"step": step, "batch": batch, "model": self.density.state_dict()}, file)
         raise FloatingPointError(f"{self.name}: the {what}; batch and model: {self.failure}")
 
-    def tested(self, *rows: Tensor) -> Tensor:
-        """The log-likelihood of each of these rows under what was best, in nats; saved, too."""
+    def tested(self, *rows: Tensor, by: nn.Module | None = None) -> Tensor:
+        """The log-likelihood of each of these rows under what was best, in nats; saved, too.
+
+        Args:
+            rows: What the model is called with.
+            by: What is called instead, a module around the average.
+
+        Raises:
+            FloatingPointError: Nothing was best, or what is called instead overflows.
+        """
         self.restore()
-        values = self.processes.log_likelihoods(self.averaged, *rows)
+        values = self.processes.log_likelihoods(self.averaged if by is None else by, *rows)
+        if by is not None and values.dim() == 1:
+            raise FloatingPointError(f"{self.name}: a layer overflows on test rows")
         if self.processes.rank == 0:
             with replacing(self.values) as file:
                 torch.save({"config": self.config, "values": values}, file)

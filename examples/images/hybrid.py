@@ -1,0 +1,184 @@
+"""Hybrid models: a density and a classifier by its features at once (Tables 4 and 5)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import normflows as nf
+from torch import Tensor
+
+import flowplug as fp
+from common.command import among
+from common.densities import nearest, size
+from common.paired import estimate
+from common.report import finite, markdown, shown
+from common.runs import Config, Line, log_likelihoods
+from flowplug_normflows import from_normflows
+from images import pictures
+from images.classifier import Classifier, Judged
+from images.data import Images
+from images.grid import Grid
+from images.models import scales
+from images.options import ImageOptions
+from images.training import ImageRun
+
+START = 500  # images to start from
+WEIGHTS: dict[str, Callable[[int], float]] = {  # lambda, of the dimension D
+    "0": lambda _: 0.0,
+    "1-over-D": lambda dimension: 1 / dimension,
+    "1": lambda _: 1.0,
+}
+
+
+def residual(images: Images, config: Config, hidden: int) -> fp.ComposedTransform:
+    """Residual blocks, as in the density."""
+    return fp.PublishedImageStack(
+        images.event_shape,
+        (config["blocks"],) * scales(images),
+        (hidden, hidden),
+        dense_transforms=0,
+        alpha=config["alpha"],
+    )
+
+
+def coupling(images: Images, config: Config, hidden: int, *, mixed: bool = False) -> fp.ComposedTransform:
+    """The same with couplings of normflows in place of residual blocks, before which 1x1 convolutions have ``mixed``.
+
+    Masks take turns: of pixels where there is one channel, else of channels.
+    """
+    channels = images.event_shape[0]
+    parts: list[fp.Transform] = [fp.Logit(config["alpha"])]
+    for scale in range(scales(images)):
+        if scale:
+            parts.append(fp.Squeeze(2))
+            channels *= 4
+        parts.append(fp.ActNorm(channels, event_dim=3))
+        for number in range(config["blocks"]):
+            if mixed and channels > 1:
+                parts.append(bridged(nf.flows.Invertible1x1Conv(channels, use_lu=True)))
+            parts += [bridged(coupled(channels, hidden, number)), fp.ActNorm(channels, event_dim=3)]
+    return fp.ComposedTransform(*parts)
+
+
+def coupled(channels: int, hidden: int, number: int) -> nf.flows.Flow:
+    """An affine coupling, its network the residual block's without a bound."""
+    kind = "checkerboard" if channels == 1 else "channel"
+    mode = kind if number % 2 == 0 else f"{kind}_inv"
+    half = {"channel": (channels + 1) // 2, "channel_inv": channels // 2}.get(mode, channels)
+    changed = channels if channels == 1 else channels - half
+    network = nf.nets.ConvNet2d([half, hidden, hidden, 2 * changed], (3, 1, 3), init_zeros=True)
+    return nf.flows.AffineCouplingBlock(network, scale=True, scale_map="sigmoid", split_mode=mode)
+
+
+def bridged(flow: nf.flows.Flow) -> fp.Transform:
+    """A flow of normflows on images."""
+    return from_normflows(flow, event_dim=3)
+
+
+STACKS: dict[str, Callable[[Images, Config, int], fp.ComposedTransform]] = {
+    "residual": residual,
+    "coupling": coupling,
+    "coupling+1x1": partial(coupling, mixed=True),
+}
+
+
+class HybridRun(ImageRun):
+    """A run of a hybrid model."""
+
+    density: Classifier
+    averaged: Classifier
+
+    def made(self) -> Classifier:
+        """The model, started from some of the images: branches behind each squeeze and at the end, as published."""
+        images, config = self.images, self.config
+        weight = WEIGHTS[config["weight"]](images.train.pixels[0].numel())
+
+        def model(hidden: int) -> Classifier:
+            stack = STACKS[config["block"]](images, config, hidden)
+            last = len(stack.transforms) - 1
+            places = [i for i, part in enumerate(stack.transforms) if isinstance(part, fp.Squeeze) or i == last]
+            names = [f"transforms.{place}" for place in places]
+            return Classifier(stack, names, images.event_shape, images.classes, weight)
+
+        made = nearest(model, config["parameters"]).to(self.processes.device)
+        made.start(self.some(START)[0])
+        return made
+
+
+@dataclass(frozen=True)
+class Hybrid(ImageOptions):
+    """Hybrid models: log p(x), with a weight lambda, and a classifier by the features of the flow.
+
+    Accuracy and bits/dim on test images after equal time or steps; the first of --stacks is what the others are
+    compared with, at the same weight.
+    """
+
+    stacks: tuple[str, ...] = tuple(STACKS)  # blocks to train
+    weights: tuple[str, ...] = tuple(WEIGHTS)  # of log p(x)
+
+    def __post_init__(self) -> None:
+        among(self, "stacks", STACKS)
+        among(self, "weights", WEIGHTS)
+        super().__post_init__()
+
+    def configs(self, common: Config) -> list[Config]:
+        """The runs."""
+        return [
+            {**common, "model": f"{block}-lambda-{weight}", "block": block, "weight": weight, "seed": seed}
+            for weight in self.weights
+            for block in self.stacks
+            for seed in self.seeds
+        ]
+
+    def execute(self) -> None:
+        """Trains and reports."""
+        Grid(self, configs=self.configs, kind=HybridRun, measured=measured, table=table, draw=draw).execute()
+
+
+def measured(run: HybridRun) -> Line:
+    """What a run is judged by."""
+    found = run.tested(*run.test, by=Judged(run.averaged, density=True))
+    images = run.images
+    bits = fp.bits_per_dim(found[:, 0], images.event_shape, levels=images.levels)
+    return {
+        **run.spent,
+        "event_shape": list(images.event_shape),
+        "levels": images.levels,
+        "parameters": size(run.density),
+        "bits_per_dim": finite(float(bits.mean())),
+        "log_likelihood_of_labels": finite(float(found[:, 1].mean())),
+        "accuracy": float(found[:, 2].mean()),
+    }
+
+
+def table(lines: Sequence[Line], out: Path) -> str:
+    """The results as a Markdown table; differences are paired, from the first block at the same weight and seed."""
+    columns = [
+        "data", "lambda", "blocks", "seed", "accuracy, % ± 2 s.e.", "difference", "bits/dim ± 2 s.e.", "difference",
+        "parameters", "steps", "steps/s",
+    ]  # fmt: skip
+    rows, first = list[list[object]](), dict[tuple[Any, ...], tuple[Tensor, Tensor]]()
+    for line in lines:
+        config = line["config"]
+        key = config["data"], config["weight"], config["seed"]
+        head = [config["data"], config["weight"], config["block"], config["seed"]]
+        values = log_likelihoods(config, out)
+        if "failed" in line or values is None:
+            rows.append([*head, line.get("failed", "without its values"), *[""] * 6])
+            continue
+        bits = fp.bits_per_dim(values[:, 0], line["event_shape"], levels=line["levels"])
+        both = 100 * values[:, 2], bits
+        cells = list[str]()
+        for value, other in zip(both, first.get(key, (None, None)), strict=True):
+            cells += [estimate([value]), "" if other is None else estimate([value - other], "+")]
+        first.setdefault(key, both)
+        speed = shown(line["steps_per_second"], ".1f")
+        rows.append([*head, *cells, f"{line['parameters']:,}", line["steps"], speed])
+    return markdown(columns, rows)
+
+
+def draw(lines: Sequence[Line], out: Path) -> None:
+    """The learning curves."""
+    pictures.curves(lines, out / "curves.png", "validation: lambda log p(x) + log p(y | x), nats", lambda _, x: x)
