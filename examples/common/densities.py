@@ -114,7 +114,8 @@ def log_prob(transform: fp.Transform, x: Tensor) -> Tensor:
     .. math:: \log p(x) = \log |\det J_f(x)| - \|f(x)\|^2 / 2 - d \log(2 \pi) / 2
     """
     y, ladj = transform(x)
-    return ladj + standard_normal(y)
+    value: Tensor = ladj + standard_normal(y)
+    return value
 
 
 def standard_normal(y: Tensor) -> Tensor:

@@ -11,13 +11,11 @@ import flowplug as fp
 from common.densities import Model, standard_normal
 from flowplug import hosts
 
-FEATURES = 256  # of each branch, as published
-
 
 class Branch(nn.Module):
     """3x3 convolution, ActNorm, ReLU, and the mean over pixels: images ``(B, C, H, W)`` to features ``(B, F)``."""
 
-    def __init__(self, channels: int, features: int = FEATURES) -> None:
+    def __init__(self, channels: int, features: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, features, 3, padding=1)
         self.actnorm = fp.ActNorm(features, event_dim=3)
@@ -38,6 +36,7 @@ class Classifier(Model):
         event_shape: Sizes of the images.
         classes: How many.
         weight: The :math:`\lambda`; at 0 no log-det is computed in training.
+        features: Of each branch.
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019,
     eq. (12) and appendix E.
@@ -50,6 +49,7 @@ class Classifier(Model):
         event_shape: Sequence[int],
         classes: int,
         weight: float,
+        features: int,
     ) -> None:
         super().__init__()
         self.stack, self.names, self.weight = stack, list(names), weight
@@ -58,8 +58,8 @@ class Classifier(Model):
         for number, part in enumerate(stack.transforms):
             shape = cast(fp.Transform, part).forward_shape(shape)
             channels[f"transforms.{number}"] = int(shape[0] or 0)
-        self.branches = nn.ModuleList(Branch(channels[name]) for name in names)
-        self.linear = nn.Linear(FEATURES * len(names), classes)
+        self.branches = nn.ModuleList(Branch(channels[name], features) for name in names)
+        self.linear = nn.Linear(features * len(names), classes)
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:

@@ -19,8 +19,8 @@ from images import pictures
 from images.classifier import Classifier, Judged
 from images.data import Images
 from images.grid import Grid
-from images.models import scales
-from images.options import ImageOptions
+from images.models import squeezes
+from images.options import ClassifierOptions
 from images.training import ImageRun
 
 START = 500  # images to start from
@@ -63,7 +63,7 @@ def net(images: Images, config: Config, hidden: int) -> fp.ComposedTransform:
     """The features of a net: blocks at the scale of the images once squeezed, and at the next where there is room."""
     channels, activation = images.event_shape[0], ACTIVATIONS[config["activation"]]
     parts: list[fp.Transform] = [fp.ActNorm(channels, event_dim=3)]
-    for _ in range(max(1, scales(images) - 1)):
+    for _ in range(max(1, squeezes(images, 2))):
         channels *= 4
         parts.append(fp.Squeeze(2))
         for _ in range(config["blocks"]):
@@ -89,7 +89,7 @@ class ClassifierRun(ImageRun):
         def model(hidden: int) -> Classifier:
             stack = net(images, config, hidden)
             names = [f"transforms.{len(stack.transforms) - 1}"]
-            return Classifier(stack, names, images.event_shape, images.classes, 0.0)
+            return Classifier(stack, names, images.event_shape, images.classes, 0.0, config["features"])
 
         made = nearest(model, config["parameters"]).to(self.processes.device)
         made.start(self.some(START)[0])
@@ -97,7 +97,7 @@ class ClassifierRun(ImageRun):
 
 
 @dataclass(frozen=True)
-class Classify(ImageOptions):
+class Classify(ClassifierOptions):
     """Classification by an i-ResNet: error, certificate and inverted features, after equal steps or time.
 
     The net without a bound comes first; the others are compared with it, on the same images.

@@ -100,6 +100,8 @@ def made(name: str, arrays: Mapping[str, np.ndarray], levels: int, device: str |
         raise ValueError(f"{name} needs a label for each image, {FORM}; got {shapes}")
     if small := [part for part, array in zip(PARTS, images, strict=True) if len(array) < 2 or not array.size]:
         raise ValueError(f"{name} needs at least 2 images in each of train, val and test; {small[0]} has too few")
+    if any(side % 2 for side in images[0].shape[-2:]):
+        raise ValueError(f"{name} needs images of even height and width, as they are squeezed; got {shapes}: pad them")
     if any(int(label.min()) < 0 for label in labels):
         raise ValueError(f"{name} needs labels from 0; got some below")
     highest = max(int(array.max()) for array in images)

@@ -20,8 +20,8 @@ from images import pictures
 from images.classifier import Classifier, Judged
 from images.data import Images
 from images.grid import Grid
-from images.models import scales
-from images.options import ImageOptions
+from images.models import squeezes
+from images.options import ClassifierOptions
 from images.training import ImageRun
 
 START = 500  # images to start from
@@ -36,7 +36,7 @@ def residual(images: Images, config: Config, hidden: int) -> fp.ComposedTransfor
     """Residual blocks, as in the density."""
     return fp.PublishedImageStack(
         images.event_shape,
-        (config["blocks"],) * scales(images),
+        (config["blocks"],) * (1 + squeezes(images, 2)),
         (hidden, hidden),
         dense_transforms=0,
         alpha=config["alpha"],
@@ -50,7 +50,7 @@ def coupling(images: Images, config: Config, hidden: int, *, mixed: bool = False
     """
     channels = images.event_shape[0]
     parts: list[fp.Transform] = [fp.Logit(config["alpha"])]
-    for scale in range(scales(images)):
+    for scale in range(1 + squeezes(images, 2)):
         if scale:
             parts.append(fp.Squeeze(2))
             channels *= 4
@@ -100,7 +100,7 @@ class HybridRun(ImageRun):
             last = len(stack.transforms) - 1
             places = [i for i, part in enumerate(stack.transforms) if isinstance(part, fp.Squeeze) or i == last]
             names = [f"transforms.{place}" for place in places]
-            return Classifier(stack, names, images.event_shape, images.classes, weight)
+            return Classifier(stack, names, images.event_shape, images.classes, weight, config["features"])
 
         made = nearest(model, config["parameters"]).to(self.processes.device)
         made.start(self.some(START)[0])
@@ -108,7 +108,7 @@ class HybridRun(ImageRun):
 
 
 @dataclass(frozen=True)
-class Hybrid(ImageOptions):
+class Hybrid(ClassifierOptions):
     """Hybrid models: log p(x), with a weight lambda, and a classifier by the features of the flow.
 
     Accuracy and bits/dim on test images after equal time or steps; the first of --stacks is what the others are

@@ -15,7 +15,7 @@ from flowplug_normflows import from_normflows
 from images.data import Images
 
 Config = dict[str, Any]
-PATCH = 64  # numbers of a patch, at most
+PATCH, WIDEST = 64, 128  # numbers of a patch, and of a hidden layer there, at most
 
 
 class Recipe(Protocol):
@@ -31,16 +31,17 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Recommended:
-    """Residual transforms of patches behind a start from data: two for each block of the others."""
+    """Residual transforms of patches behind a start from data, as many as by default."""
 
     start: int = 10_000
 
     def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
         """An `flowplug.ImageStack`."""
-        shape, levels = images.event_shape, images.levels
-        # Its default, which is for 256 levels, for as many as there are.
-        start = fp.PixelStart(levels=levels) if math.prod(shape) <= 1024 else fp.PatchStart()
-        return fp.ImageStack(shape, 2 * config["blocks"], (hidden,), start=start)
+        del config
+        shape = images.event_shape
+        # Its own choice, for as many levels as there are.
+        start = fp.PixelStart(levels=images.levels) if math.prod(shape) <= 1024 else fp.PatchStart()
+        return fp.ImageStack(shape, hidden_features=(hidden,), start=start)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Published:
         """An `flowplug.PublishedImageStack` of as many scales as the images have room for, up to three."""
         return fp.PublishedImageStack(
             images.event_shape,
-            (config["blocks"],) * scales(images),
+            (config["blocks"],) * (1 + squeezes(images, 2)),
             (hidden, hidden),
             dense_transforms=1,
             dense_features=(min(hidden, 128),) * 2,
@@ -70,37 +71,34 @@ class Published:
 
 @dataclass(frozen=True)
 class Glow:
-    """Blocks of normflows' Glow on logits, squeezed once, with or without transforms of flowplug behind them.
+    """Blocks of normflows' Glow on logits, squeezed once, with or without transforms of flowplug behind them."""
 
-    Half of the blocks make room for the latter.
-    """
-
-    behind: Callable[[Images, Config, int], list[fp.Transform]] | None = None
+    blocks: int = 16
+    behind: Callable[[Images, int], list[fp.Transform]] | None = None
     start: int = 1000
 
     def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
-        """Eight blocks for each of the others'; data to latent."""
-        shape = images.event_shape
+        """A flow of one scale."""
         parts: list[fp.Transform] = [fp.Logit(config["alpha"]), fp.Squeeze(2)]
-        count = 8 * config["blocks"] // (1 if self.behind is None else 2)
-        parts.append(glow_blocks(4 * shape[0], hidden, count))
+        parts.append(glow_blocks(4 * images.event_shape[0], hidden, self.blocks))
         if self.behind is not None:
-            parts += [fp.InverseTransform(fp.Squeeze(2)), *self.behind(images, config, hidden)]
+            parts += [fp.InverseTransform(fp.Squeeze(2)), *self.behind(images, hidden)]
         return fp.ComposedTransform(*parts)
 
 
 @dataclass(frozen=True)
 class MultiscaleGlow:
-    """The same at several scales, half of the channels factored out behind each."""
+    """The same blocks shared out among several scales, behind each of which half of the channels is factored out."""
 
+    blocks: int = 16
     start: int = 1000
 
     def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
-        """As many blocks in all."""
-        count, channels = max(1, scales(images) - 1), images.event_shape[0]
+        """A flow whose latent is a vector."""
+        count, channels = max(1, squeezes(images, 3)), images.event_shape[0]
         parts: list[fp.Transform] = []
         for _ in range(count):
-            blocks = glow_blocks(4 * channels, hidden, math.ceil(8 * config["blocks"] / count))
+            blocks = glow_blocks(4 * channels, hidden, math.ceil(self.blocks / count))
             parts.append(fp.ComposedTransform(fp.Squeeze(2), blocks))
             channels *= 2
         multiscale = fp.MultiscaleTransform(*parts, event_shape=images.event_shape)
@@ -113,25 +111,24 @@ def glow_blocks(channels: int, hidden: int, count: int) -> fp.Transform:
     return from_normflows(blocks, event_dim=3)
 
 
-def patches(images: Images, config: Config, hidden: int) -> list[fp.Transform]:
-    """What Glow is given of flowplug: residual transforms of patches, as in the recommended flow."""
-    del hidden
+def patches(images: Images, hidden: int) -> list[fp.Transform]:
+    """What Glow is given of flowplug: four residual transforms of patches, as in the recommended flow."""
     channels, *sides = images.event_shape
     common = math.gcd(*sides)
     size = max(s for s in range(1, common + 1) if common % s == 0 and (s == 1 or channels * s**2 <= PATCH))
     features, places = channels * size**2, math.prod(side // size for side in sides)
     parts = list[fp.Transform]()
-    for number in range(2 * config["blocks"]):
-        g = fp.LipschitzMLP(features, (features,), context_features=places, norm=fp.PathNorm())
-        residual = fp.ResidualTransform(g)
-        parts.append(fp.PatchTransform(residual, images.event_shape, size, shift=size // 2 * (number % 2)))
+    for number in range(4):
+        g = fp.LipschitzMLP(features, (min(2 * hidden, WIDEST),), context_features=places, norm=fp.PathNorm())
+        shift = size // 2 * (number % 2)
+        parts.append(fp.PatchTransform(fp.ResidualTransform(g), images.event_shape, size, shift=shift))
     return parts
 
 
-def scales(images: Images) -> int:
-    """How many scales there are, from one to three: squeezes leave at least four pixels a side."""
-    sides, count = images.event_shape[1:], 1
-    while count < 3 and all(side % 2 == 0 and side >= 8 for side in sides):
+def squeezes(images: Images, most: int) -> int:
+    """How often images can be squeezed to no less than four pixels a side."""
+    sides, count = images.event_shape[1:], 0
+    while count < most and all(side % 2 == 0 and side >= 8 for side in sides):
         sides, count = tuple(side // 2 for side in sides), count + 1
     return count
 
@@ -147,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
     "published-learned-order": Published(norm=fp.LearnedOrder(shared=True)),
     "glow": Glow(),
     "glow-multiscale": MultiscaleGlow(),
-    "glow+flowplug": Glow(behind=patches),
+    "glow+flowplug": Glow(blocks=8, behind=patches),
 }
 
 

@@ -24,7 +24,7 @@ class ImageOptions(RunOptions):
     clip: float = 1e3  # largest norm of the gradient
     checks: int = 10  # validations in a run
     patience: int = 10  # validations without progress that end a run
-    blocks: int = 2  # residual blocks at each scale, or as many couplings
+    blocks: int = 2  # at each scale, of published flows and of nets that classify
     alpha: float | None = None  # of logits; as published: 1e-5 for grey images, 0.05 for colours
     flips: bool | None = None  # train on mirror images too; by default where images have colours
     val: int = 500  # images to validate on, at most
@@ -41,3 +41,18 @@ class ImageOptions(RunOptions):
         flips = self.flips if self.flips is not None else images.coloured
         own = {"blocks": self.blocks, "alpha": alpha, "flips": flips, "val": self.val, "test": self.test}
         return {"data": images.name, **self.shared(processes), **own}
+
+
+@dataclass(frozen=True)
+class ClassifierOptions(ImageOptions):
+    """What subcommands that classify can be told besides."""
+
+    features: int = 64  # of each branch to the classifier; published with 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "features")
+
+    def common(self, images: Images, processes: int) -> Config:
+        """As of all, and these."""
+        return super().common(images, processes) | {"features": self.features}

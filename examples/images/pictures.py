@@ -15,6 +15,7 @@ from common.runs import Line
 from common.trial import FAILURES
 
 COLUMNS = 8
+SIDE = 64  # pixels of an image, at most, unless it has more
 STEPS = 8  # of an interpolation, ends included
 
 
@@ -35,7 +36,9 @@ def tiled(images: Tensor, columns: int = COLUMNS) -> Tensor:
 
 def save(images: Tensor, path: Path, columns: int = COLUMNS) -> None:
     """Writes images ``(n, C, H, W)``, from 0 to 1, as a PNG; what is beyond is clamped."""
-    whole = tiled(images.detach().float().cpu().nan_to_num(0.0).clamp(0, 1), columns)
+    zoom = max(1, SIDE // images.shape[-2])  # so that single pixels can be seen
+    large = images.detach().float().cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    whole = tiled(large.nan_to_num(0.0).clamp(0, 1), columns)
     pixels = whole.expand(3, -1, -1).permute(1, 2, 0).numpy()
     with replacing(path) as file:
         plt.imsave(cast(BinaryIO, file), pixels, format="png")
