@@ -7,6 +7,7 @@ from flowplug._composition import InverseTransform as InverseTransform
 from flowplug._errors import CaptureError as CaptureError
 from flowplug._errors import ContextError as ContextError
 from flowplug._errors import DeviceError as DeviceError
+from flowplug._errors import DomainError as DomainError
 from flowplug._errors import DtypeError as DtypeError
 from flowplug._errors import FlowplugError as FlowplugError
 from flowplug._errors import InfiniteVarianceWarning as InfiniteVarianceWarning
@@ -46,9 +47,18 @@ from flowplug.dense import SmoothLeakyReLU as SmoothLeakyReLU
 from flowplug.dense import TanhLinear as TanhLinear
 from flowplug.dense import TransposedRelative as TransposedRelative
 from flowplug.hosts import HostTransform as HostTransform
+from flowplug.images import Dequantize as Dequantize
+from flowplug.images import ImageStack as ImageStack
+from flowplug.images import ImageStart as ImageStart
+from flowplug.images import Logit as Logit
+from flowplug.images import MultiscaleTransform as MultiscaleTransform
+from flowplug.images import PatchStart as PatchStart
 from flowplug.images import PatchTransform as PatchTransform
+from flowplug.images import PixelStart as PixelStart
+from flowplug.images import PublishedImageStack as PublishedImageStack
 from flowplug.images import Reshape as Reshape
 from flowplug.images import Squeeze as Squeeze
+from flowplug.images import bits_per_dim as bits_per_dim
 from flowplug.lipschitz import SVD as SVD
 from flowplug.lipschitz import Activation as Activation
 from flowplug.lipschitz import CLipSwish as CLipSwish

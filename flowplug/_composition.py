@@ -1,6 +1,7 @@
-"""The two ways to combine transforms."""
+"""The two ways to combine transforms, and how a pass through several leaves what lies between them."""
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -10,8 +11,79 @@ from flowplug._arguments import require_instance
 from flowplug._errors import ContextError, ShapeError
 from flowplug._transform import Shape, Transform
 
+# Calls a part by its name with what the part before it returned.
+Call = Callable[[str, Transform, Tensor], tuple[Tensor, Tensor]]
 
-class ComposedTransform(Transform):
+
+class Composition(Transform, abc.ABC):
+    """A transform that calls others, its parts, one after the other; a subclass says how in ``_through``."""
+
+    @abc.abstractmethod
+    def _through(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
+
+    @abc.abstractmethod
+    def _parts(self) -> Iterator[tuple[str, Transform]]:
+        """The parts in their order, each with its name, by which ``get_submodule`` finds it."""
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._through(x, lambda _, part, x: part(x, context))
+
+    def forward_with_features(
+        self, x: Tensor, context: Tensor | None = None, *, names: Sequence[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """As `forward`, in the same pass with the outputs of parts, as of a hybrid model that classifies by them.
+
+        Args:
+            x: Data, shape ``(*batch, *event)``.
+            context: As in `forward`.
+            names: Names of parts, by which ``get_submodule`` finds them: ``"transforms.0"`` for the first of a
+                `ComposedTransform`, ``"transforms.0.scales.1"`` for one inside of it.
+
+        Returns:
+            The latent, its log-det, and the output of each of these parts, ``(*batch, *latent)``, by its name.
+
+        Raises:
+            ValueError: There is no part of a name.
+            FlowplugError: As in `forward`.
+
+        Example:
+            >>> flow = ComposedTransform(ActNorm(1, event_dim=3), Squeeze(2))
+            >>> y, ladj, features = flow.forward_with_features(torch.randn(5, 1, 4, 4), names=["transforms.0"])
+            >>> features["transforms.0"].shape
+            torch.Size([5, 1, 4, 4])
+        """
+        known = list(self._names())
+        unknown = [name for name in names if name not in known]
+        if unknown or isinstance(names, str):
+            raise ValueError(
+                f"{type(self).__name__}.forward_with_features(names=...) must be a list of names of its parts, "
+                f"{', '.join(known)}; got {names!r}"
+            )
+        x, context = self._check(x, context)
+        features: dict[str, Tensor] = {}
+
+        def call(name: str, part: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
+            inside = [other.removeprefix(f"{name}.") for other in names if other.startswith(f"{name}.")]
+            if isinstance(part, Composition) and inside:
+                y, ladj, found = part.forward_with_features(x, context, names=inside)
+                features.update({f"{name}.{other}": feature for other, feature in found.items()})
+            else:
+                y, ladj = part(x, context)
+            if name in names:
+                features[name] = y
+            return y, ladj
+
+        y, ladj = self._through(x, call)
+        return y, ladj, features
+
+    def _names(self) -> Iterator[str]:
+        for name, part in self._parts():
+            yield name
+            if isinstance(part, Composition):
+                yield from (f"{name}.{other}" for other in part._names())
+
+
+class ComposedTransform(Composition):
     r"""Applies transforms one after the other, :math:`f = f_n \circ \dots \circ f_1`; ladjs add up.
 
     Args:
@@ -49,12 +121,15 @@ class ComposedTransform(Transform):
         """That of the last transform."""
         return self._latent_dim
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _through(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[: x.dim() - self.event_dim])
-        for transform in self.transforms:
-            x, ladj = transform(x, context)
+        for name, part in self._parts():
+            x, ladj = call(name, part, x)
             total = total + ladj
         return x, total
+
+    def _parts(self) -> Iterator[tuple[str, Transform]]:
+        return ((f"transforms.{number}", cast(Transform, part)) for number, part in enumerate(self.transforms))
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total = y.new_zeros(y.shape[: y.dim() - self.latent_dim])

@@ -21,6 +21,10 @@ class NonFiniteError(FlowplugError, ValueError):
     """A tensor holds NaN or infinity."""
 
 
+class DomainError(FlowplugError, ValueError):
+    """A tensor holds a number that a map is not defined for."""
+
+
 class ContextError(FlowplugError, ValueError):
     """The context is missing, or its shape, dtype or device does not fit."""
 

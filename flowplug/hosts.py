@@ -15,6 +15,9 @@ from flowplug._arguments import require_instance as require_instance
 from flowplug._arguments import require_ints as require_ints
 from flowplug._arguments import require_numbers as require_numbers
 from flowplug._arguments import require_part as require_part
+from flowplug._arguments import require_positive as require_positive
+from flowplug._arguments import require_sizes as require_sizes
+from flowplug._composition import ComposedTransform
 from flowplug._errors import ContextError, ShapeError
 from flowplug._noise import current_conditions, in_backward
 from flowplug._reading import mapped
@@ -177,3 +180,31 @@ def context_width(host: nn.Module) -> int:
     if len(widths) > 1:
         raise ContextError(f"{type(host).__name__} has networks for contexts of widths {widths}: pass context_features")
     return widths[0] if widths else 0
+
+
+def parts_of(transform: Transform) -> list[Transform]:
+    """The transforms that a `flowplug.ComposedTransform` applies one after the other; of any other, itself.
+
+    Example:
+        >>> [type(part).__name__ for part in parts_of(ComposedTransform(ActNorm(2), Whitening(2)))]
+        ['ActNorm', 'Whitening']
+    """
+    return list(transform.transforms) if isinstance(transform, ComposedTransform) else [transform]  # type: ignore[arg-type]
+
+
+def latent_sizes(owner: str, transform: Transform) -> tuple[int, ...]:
+    """The sizes of the latent of a transform, as a base distribution needs them.
+
+    Raises:
+        TypeError: This is no flowplug transform.
+        ShapeError: Not all sizes are known.
+    """
+    require_instance(owner, "stack", transform, Transform, "flowplug.ImageStack((1, 28, 28))")
+    sizes = transform.latent_shape or (None,)
+    known = tuple(size for size in sizes if size is not None)
+    if len(known) < len(sizes):
+        raise ShapeError(
+            f"{owner} needs a transform whose latent has known sizes; {type(transform).__name__} has latent_shape "
+            f"{transform.latent_shape}: put flowplug.Reshape(event_shape, event_shape) in front, which knows them"
+        )
+    return known

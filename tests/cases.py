@@ -86,6 +86,12 @@ DEFAULT_DTYPE = {
     )
 }
 GRID = {"a grid has units of its own": ("start in any units",)}
+CHANNELS = {
+    "channels are what starts from data, and the latent has an entry for each pixel": (
+        "start in any units",
+        "start from few rows",
+    )
+}
 OWN = {**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_WRITES}
 
 
@@ -137,6 +143,33 @@ def squeezed(**keywords):
     return fp.ComposedTransform(*parts, fp.Reshape((4, 1, 2), 8), fp.ActNorm(8), **keywords)
 
 
+def scale(channels, *, squeeze=1, **keywords):
+    channels = channels * squeeze**2
+    g = fp.LipschitzCNN(channels, (4,), **keywords)
+    return fp.ComposedTransform(fp.Squeeze(squeeze), fp.ActNorm(channels, event_dim=3), fp.ResidualTransform(g))
+
+
+def multiscale(**keywords):
+    return fp.MultiscaleTransform(scale(1, squeeze=2), scale(2, context_features=2), event_shape=(1, 4, 2), **keywords)
+
+
+def image_flow(**keywords):
+    return fp.ComposedTransform(fp.Logit(), fp.ActNorm(1, event_dim=3), scale(1, squeeze=2), **keywords)
+
+
+def patches(**keywords):
+    return fp.PatchTransform(residual(event=4, context_features=1 + 2 + 2), (1, 2, 4), 2, shift=1, **keywords)
+
+
+def image_stack(**keywords):
+    start = fp.PixelStart(levels=200, low=-75.0, high=175.0)
+    return fp.ImageStack((1, 2, 4), 2, (4,), context_features=2, start=start, **keywords)
+
+
+def published(**keywords):
+    return fp.PublishedImageStack((1, 2, 2), (1, 1), (2, 2), dense_transforms=1, dense_features=(4,), **keywords)
+
+
 def inverse(**keywords):
     return fp.InverseTransform(residual(), **keywords)
 
@@ -164,6 +197,7 @@ def histogram(features=3, **keywords):
     return fp.HistogramGaussianization(features, levels=200, low=-75.0, high=175.0, **keywords)
 
 
+UNIT = {"support": (0.0, 1.0), "exempt": GRID}
 ROULETTE = fp.Roulette(fp.Geometric(0.4), exact=2)
 MIXED = (fp.InducedNorm(math.inf, 2.0), fp.InducedNorm(2.0, 1.5), fp.InducedNorm(1.5, math.inf))
 RECOMPUTE = fp.Recompute(fp.Neumann())
@@ -176,6 +210,19 @@ CORE = {
     "Histogram channels": Row(lambda **k: histogram(2, event_dim=3, **k), event=(2, 2, 2), exempt=GRID),
     "Squeeze": Row(lambda **k: fp.Squeeze(2, **k), event=(1, 2, 4)),
     "Reshape": Row(lambda **k: fp.Reshape((2, 1, 2), 4, **k), event=(2, 1, 2)),
+    "Logit": Row(lambda **k: fp.Logit(**k), event=(1, 2, 2), support=(0.0, 1.0)),
+    "Logit vectors": Row(lambda **k: fp.Logit(0, event_dim=1, **k), event=(3,), support=(0.01, 0.99)),
+    "Multiscale": Row(multiscale, event=(1, 4, 2), context=2, exempt=CHANNELS),
+    "Image flow": Row(image_flow, event=(1, 2, 4), **UNIT),
+    "Patches": Row(patches, event=(1, 2, 4), context=2),
+    "Patches from data": Row(
+        lambda **k: fp.PatchTransform(fp.Whitening(4), (1, 2, 4), 2, shift=1, **k), event=(1, 2, 4)
+    ),
+    "Image stack": Row(image_stack, event=(1, 2, 4), context=2, exempt=GRID),
+    "Image stack of patches": Row(
+        lambda **k: fp.ImageStack((1, 2, 4), 1, (4,), start=fp.PatchStart(2), **k), event=(1, 2, 4)
+    ),
+    "Published stack": Row(published, event=(1, 2, 2), **UNIT),
     "Squeezed": Row(squeezed, event=(1, 2, 4)),
     "Inverse squeezed": Row(lambda **k: fp.InverseTransform(squeezed(), **k), event=(8,), exempt=REFUSED_THRICE),
     "ActNorm image": Row(lambda **k: fp.ActNorm(2, event_dim=3, **k), event=(2, 2, 2)),
@@ -332,9 +379,15 @@ ADAPTERS = {
     "nflows Marginals": Row(
         lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.MarginalGaussianization(3), **k))
     ),
+    "nflows Patches": Row(
+        lambda **k: NflowsView(flowplug_nflows.NflowsTransform(patches(), **k)), event=(1, 2, 4), context=2
+    ),
     "nflows Histogram": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(histogram(), **k)), exempt=GRID),
     "nflows ActNorm": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(fp.ActNorm(3), **k))),
     "nflows squeezed": Row(lambda **k: NflowsView(flowplug_nflows.NflowsTransform(squeezed(), **k)), event=(1, 2, 4)),
+    "nflows image flow": Row(
+        lambda **k: NflowsView(flowplug_nflows.NflowsTransform(image_flow(), **k)), event=(1, 2, 4), **UNIT
+    ),
     "normflows": Row(normflows_residual, context=2),
     "normflows features": Row(normflows_features, context=2),
     "normflows own net": Row(normflows_own_net, exempt=OWN),
@@ -343,6 +396,9 @@ ADAPTERS = {
     "normflows Marginals": Row(
         lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(fp.MarginalGaussianization(3), **k))
     ),
+    "normflows Patches": Row(
+        lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(patches(), **k)), event=(1, 2, 4), context=2
+    ),
     "normflows Histogram": Row(
         lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(histogram(), **k)), exempt=GRID
     ),
@@ -350,12 +406,19 @@ ADAPTERS = {
     "normflows squeezed": Row(
         lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(squeezed(), **k)), event=(1, 2, 4)
     ),
+    "normflows image flow": Row(
+        lambda **k: NormflowsView(flowplug_normflows.NormflowsFlow(image_flow(), **k)), event=(1, 2, 4), **UNIT
+    ),
     "zuko": Row(zuko_residual),
     "zuko context": Row(zuko_context, context=2),
     "zuko stochastic": Row(zuko_stochastic, exempt=OWN_NOISE),
     "zuko Whitening": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.Whitening(3), **k))),
     "zuko Marginals": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.MarginalGaussianization(3), **k))),
+    "zuko Patches": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(patches(), **k)), event=(1, 2, 4), context=2),
     "zuko Histogram": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(histogram(), **k)), exempt=GRID),
+    "zuko image flow": Row(
+        lambda **k: ZukoView(flowplug_zuko.ZukoTransform(image_flow(), **k)), event=(1, 2, 4), **UNIT
+    ),
     "zuko squeezed": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(squeezed(), **k)), event=(1, 2, 4)),
     "zuko ActNorm": Row(lambda **k: ZukoView(flowplug_zuko.ZukoTransform(fp.ActNorm(3), **k))),
 }

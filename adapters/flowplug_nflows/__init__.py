@@ -16,8 +16,18 @@ except ImportError as error:
 from flowplug.hosts import reset
 from flowplug_nflows._bridge import from_nflows
 from flowplug_nflows._dense import DenseTransform
+from flowplug_nflows._image import ImageFlow
 from flowplug_nflows._residual import ResidualFlow, ResidualTransform
 from flowplug_nflows._start import start
 from flowplug_nflows._transform import NflowsTransform
 
-__all__ = ["DenseTransform", "NflowsTransform", "ResidualFlow", "ResidualTransform", "from_nflows", "reset", "start"]
+__all__ = [
+    "DenseTransform",
+    "ImageFlow",
+    "NflowsTransform",
+    "ResidualFlow",
+    "ResidualTransform",
+    "from_nflows",
+    "reset",
+    "start",
+]

@@ -21,8 +21,9 @@ from flowplug.hosts import reset
 from flowplug_normflows._bridge import from_normflows
 from flowplug_normflows._dense import Dense
 from flowplug_normflows._flow import ResidualFlow
+from flowplug_normflows._image import ImageFlow
 from flowplug_normflows._residual import Residual
 from flowplug_normflows._start import start
 from flowplug_normflows._transform import NormflowsFlow
 
-__all__ = ["Dense", "NormflowsFlow", "Residual", "ResidualFlow", "from_normflows", "reset", "start"]
+__all__ = ["Dense", "ImageFlow", "NormflowsFlow", "Residual", "ResidualFlow", "from_normflows", "reset", "start"]

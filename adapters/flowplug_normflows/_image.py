@@ -5,7 +5,7 @@ from normflows.distributions import DiagGaussian
 from torch import nn
 
 import flowplug as fp
-from flowplug.hosts import latent_sizes, parts_of
+from flowplug.hosts import latent_sizes, parts_of, require_part
 from flowplug_normflows._transform import NormflowsFlow
 
 
@@ -21,7 +21,7 @@ def ImageFlow(stack: fp.Transform, *, q0: nn.Module | None = None) -> Normalizin
         The flow, whose ``flows`` go from latent to data.
 
     Raises:
-        TypeError: ``stack`` is no flowplug transform.
+        TypeError: ``stack`` is no flowplug transform, or ``q0`` no distribution.
         ShapeError: The shape of its latent is not known.
 
     Example:
@@ -29,6 +29,8 @@ def ImageFlow(stack: fp.Transform, *, q0: nn.Module | None = None) -> Normalizin
         >>> flow.log_prob(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5])
     """
+    if q0 is not None:
+        require_part("ImageFlow", "q0", q0, "log_prob", "a distribution of normflows, or None")
     sizes = latent_sizes("ImageFlow", stack)
     flows = [NormflowsFlow(part) for part in reversed(parts_of(stack))]
     base = DiagGaussian(sizes, trainable=False) if q0 is None else q0

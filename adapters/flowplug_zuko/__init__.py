@@ -13,8 +13,10 @@ except ImportError as error:
     raise ImportError("flowplug_zuko needs zuko: pip install 'flowplug[zuko]'") from error
 
 from flowplug.hosts import reset
+from flowplug_zuko._base import StandardNormal
 from flowplug_zuko._bridge import from_zuko
 from flowplug_zuko._dense import DenseFlow, DenseTransform
+from flowplug_zuko._image import ImageFlow
 from flowplug_zuko._residual import ResidualFlow, ResidualTransform
 from flowplug_zuko._start import start
 from flowplug_zuko._transform import BoundTransform, ZukoTransform
@@ -23,8 +25,10 @@ __all__ = [
     "BoundTransform",
     "DenseFlow",
     "DenseTransform",
+    "ImageFlow",
     "ResidualFlow",
     "ResidualTransform",
+    "StandardNormal",
     "ZukoTransform",
     "from_zuko",
     "reset",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowplug._arguments import as_shape, require_instance, require_ints, require_positive, require_shape
+from flowplug._arguments import as_shape, require_instance, require_ints, require_positive, require_sizes
 from flowplug._errors import ContextError, ShapeError
 from flowplug._transform import Shape, Transform
 
@@ -18,11 +18,11 @@ class PatchTransform(Transform):
     The patches tile the image once it is rolled by ``shift`` pixels, down and to the right, so that those of
     consecutive transforms overlap. A patch is a row of a table of :math:`C s^2` features to f, whatever f is: log-dets
     of small matrices, starts from data, products in closed form, all as there. A conditional f is told the place
-    :math:`e_p` of the patch, one-hot, before the context of the image.
+    :math:`e_p` of the patch, its row and its column one-hot, before the context of the image.
 
     Args:
         transform: The transform f, with ``event_dim`` 1 and :math:`C s^2` features. Conditional on a context of width
-            ``places + context_features``, or unconditional.
+            H / s + W / s + that of the images, or unconditional.
         event_shape: Sizes ``(C, H, W)`` of the images.
         size: The side s of the patches, which divides H and W.
         shift: Pixels by which the image is rolled before it is cut, and back behind.
@@ -32,7 +32,7 @@ class PatchTransform(Transform):
         ContextError: The transform is conditional on less than the place.
 
     Example:
-        >>> residual = ResidualTransform(LipschitzMLP(3 * 4 * 4, context_features=4))
+        >>> residual = ResidualTransform(LipschitzMLP(3 * 4 * 4, context_features=2 + 2))
         >>> y, ladj = PatchTransform(residual, (3, 8, 8), size=4, shift=2)(torch.randn(5, 3, 8, 8))
         >>> y.shape, ladj.shape
         (torch.Size([5, 3, 8, 8]), torch.Size([5]))
@@ -45,7 +45,7 @@ class PatchTransform(Transform):
         super().__init__()
         name = type(self).__name__
         require_instance(name, "transform", transform, Transform, "ActNorm(16)")
-        require_shape(name, event_shape=event_shape)
+        require_sizes(name, event_shape=event_shape)
         require_ints(name, size=size, shift=shift)
         require_positive(name, event_shape=event_shape, size=size)
         self.event_shape = as_shape(event_shape)
@@ -58,17 +58,18 @@ class PatchTransform(Transform):
         if transform.event_dim != 1 or tuple(transform.forward_shape((None,))) not in ((None,), features):
             raise ShapeError(
                 f"{name} needs a transform of vectors of width {features[0]} = {channels} x {size}^2; "
-                f"{type(transform).__name__} has event_dim {transform.event_dim} and event_shape {transform.event_shape}"
+                f"{type(transform).__name__} has event_dim {transform.event_dim} and event_shape "
+                f"{transform.event_shape}"
             )
         transform.forward_shape(features)
         rows, columns = (side // size for side in sides)
-        self.transform, self.size, self.shift, self.places = transform, size, shift, rows * columns
-        if 0 < transform.context_features < self.places:
+        self.transform, self.size, self.shift = transform, size, shift
+        if 0 < transform.context_features < rows + columns:
             raise ContextError(
-                f"{name} tells a conditional transform the place of each patch: it needs a context of width "
-                f"{self.places} + that of the images; {type(transform).__name__} has {transform.context_features}"
+                f"{name} tells a conditional transform the row and column of each patch: it needs a context of width "
+                f"{rows + columns} + that of the images; {type(transform).__name__} has {transform.context_features}"
             )
-        self.context_features = max(0, transform.context_features - self.places)
+        self.context_features = max(0, transform.context_features - rows - columns)
         self._grid = (rows, columns)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ class PatchTransform(Transform):
         channels, s, (rows, columns) = self.event_shape[0], self.size, self._grid
         rolled = torch.roll(x, (self.shift, self.shift), (-2, -1)) if self.shift else x
         blocks = rolled.reshape(*x.shape[:-3], channels, rows, s, columns, s)
-        return blocks.movedim((-4, -2), (-5, -4)).reshape(*x.shape[:-3], self.places, channels * s**2)
+        return blocks.movedim((-4, -2), (-5, -4)).reshape(*x.shape[:-3], rows * columns, channels * s**2)
 
     def _join(self, patches: Tensor) -> Tensor:
         """The images of patches."""
@@ -94,20 +95,23 @@ class PatchTransform(Transform):
         return torch.roll(image, (-self.shift, -self.shift), (-2, -1)) if self.shift else image
 
     def _told(self, x: Tensor, context: Tensor | None) -> Tensor | None:
-        """What each patch is told, ``(*batch, places, places + context_features)``."""
+        """What each patch is told, ``(*batch, places, H / s + W / s + context_features)``."""
         if not self.transform.context_features:
             return None
-        batch = x.shape[:-3]
-        place = torch.eye(self.places, dtype=x.dtype, device=x.device).expand(*batch, -1, -1)
+        batch, (rows, columns) = x.shape[:-3], self._grid
+        row, column = (torch.eye(count, dtype=x.dtype, device=x.device) for count in self._grid)
+        place = torch.cat([row.repeat_interleave(columns, 0), column.repeat(rows, 1)], -1).expand(*batch, -1, -1)
         if context is None:
             return place
-        return torch.cat([place, context.unsqueeze(-2).expand(*batch, self.places, -1)], -1)
+        return torch.cat([place, context.unsqueeze(-2).expand(*batch, rows * columns, -1)], -1)
 
     def _forward_shape(self, event: Shape) -> Shape:
         del event
         return self.event_shape
 
-    _inverse_shape = _forward_shape
+    def _inverse_shape(self, latent: Shape) -> Shape:
+        del latent
+        return self.event_shape
 
     def extra_repr(self) -> str:
         """Names the sizes."""

@@ -42,6 +42,7 @@ class PublishedImageStack(ComposedTransform):
         solver: Finds the inverse of each residual transform.
 
     Raises:
+        ValueError: ``dense_transforms`` is negative.
         ShapeError: ``event_shape`` is not ``(C, H, W)``, or its sides are not divisible by 2 as often as there are
             squeezes.
         FlowplugError: As in `LipschitzCNN` and `ResidualTransform`.
@@ -74,10 +75,12 @@ class PublishedImageStack(ComposedTransform):
         solver: Solver = Anderson(),  # noqa: B008 -- frozen and stateless
     ) -> None:
         name = type(self).__name__
-        shape = image_shape(name, event_shape)
-        require_sizes(name, transforms=transforms)
-        require_positive(name, transforms=transforms)
+        first = shape = image_shape(name, event_shape)
+        require_sizes(name, transforms=transforms, dense_features=dense_features)
         require_ints(name, dense_transforms=dense_transforms)
+        require_positive(name, transforms=transforms, dense_features=dense_features)
+        if dense_transforms < 0:
+            raise ValueError(f"{name}(dense_transforms=...) must not be negative; got {dense_transforms}")
 
         def residual(g: nn.Module) -> ResidualTransform:
             return ResidualTransform(g, logdet=logdet, eval_logdet=eval_logdet, solver=solver)
@@ -110,3 +113,4 @@ class PublishedImageStack(ComposedTransform):
             )
             parts += [residual(mlp), ActNorm(shape[0], event_dim=3)]
         super().__init__(*parts)
+        self.event_shape = first

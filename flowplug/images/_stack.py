@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from flowplug._actnorm import ActNorm
-from flowplug._arguments import as_shape, given, require_ints, require_part, require_positive, require_shape
+from flowplug._arguments import as_shape, given, require_ints, require_part, require_positive, require_sizes
 from flowplug._composition import ComposedTransform
 from flowplug._errors import ShapeError
 from flowplug._residual import ResidualTransform
@@ -83,7 +83,7 @@ class ImageStack(ComposedTransform):
         require_part("ImageStack", "start", start, "__call__", "a start, such as PixelStart(), or None")
         if size is None:
             size = patch_size(shape, max(1, math.isqrt(PATCH // shape[0])))
-        places = math.prod(side // size for side in shape[1:]) if size > 0 else 0
+        places = sum(side // size for side in shape[1:]) if size > 0 else 0
         parts = start(shape)
         for number in range(transforms):
             g = LipschitzMLP(
@@ -105,9 +105,9 @@ def image_shape(owner: str, event_shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ShapeError: These are others.
     """
-    require_shape(owner, event_shape=event_shape)
+    require_sizes(owner, event_shape=event_shape)
     require_positive(owner, event_shape=event_shape)
     shape = as_shape(event_shape)
     if len(shape) != 3:
-        raise ShapeError(f"{owner} needs the sizes (C, H, W) of images; got {shape}")
+        raise ShapeError(f"{owner}(event_shape=...) must be the sizes (C, H, W) of images; got {shape}")
     return shape

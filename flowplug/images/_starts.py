@@ -40,7 +40,7 @@ class PixelStart:
         high: Where the last ends.
 
     Raises:
-        ValueError: When called, as `HistogramGaussianization`.
+        ValueError: There are fewer than 2 levels, or ``low`` is not below ``high``.
 
     Example:
         >>> flow = ImageStack((1, 8, 8), transforms=2, start=PixelStart(levels=17))
@@ -53,6 +53,11 @@ class PixelStart:
     def __post_init__(self) -> None:
         require_ints("PixelStart", levels=self.levels)
         require_numbers("PixelStart", low=self.low, high=self.high)
+        if self.levels < 2 or not 0 < self.high - self.low < math.inf:
+            raise ValueError(
+                f"PixelStart needs levels of at least 2 and low < high; got levels={self.levels}, low={self.low}, "
+                f"high={self.high}"
+            )
 
     def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
         """Four transforms, two of which reshape."""
@@ -77,7 +82,7 @@ class PatchStart:
         knots: As in `MarginalGaussianization`.
 
     Raises:
-        ValueError: ``size`` is below 1, or when called, as in `MarginalGaussianization`.
+        ValueError: ``size`` is below 1, or ``knots`` even or below 3.
 
     Example:
         >>> flow = ImageStack((3, 8, 8), transforms=2, start=PatchStart(size=4))
@@ -90,6 +95,8 @@ class PatchStart:
         require_ints("PatchStart", size=self.size, knots=self.knots)
         if self.size < 1:
             raise ValueError(f"PatchStart(size=...) must be at least 1; got {self.size}")
+        if self.knots < 3 or self.knots % 2 == 0:
+            raise ValueError(f"PatchStart(knots=...) must be odd and at least 3; got {self.knots}")
 
     def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
         """Four transforms of patches."""

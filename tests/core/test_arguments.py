@@ -74,6 +74,7 @@ ADMITS = {
     "NetworkNorm": set(),
     "Sequence[OperatorNorm]": {"sizes"},
     "Transform": set(),
+    "ImageStart": {"call"},
     "dtype": set(),
 }
 
@@ -84,6 +85,13 @@ CORE = {
     "HistogramGaussianization": (fp.HistogramGaussianization, {"features": 2}),
     "Squeeze": (fp.Squeeze, {}),
     "Reshape": (fp.Reshape, {"event_shape": (2, 3), "latent_shape": 6}),
+    "Logit": (fp.Logit, {}),
+    "Dequantize": (fp.Dequantize, {}),
+    "PatchTransform": (fp.PatchTransform, {"transform": fp.ActNorm(4), "event_shape": (1, 2, 4), "size": 2}),
+    "PixelStart": (fp.PixelStart, {}),
+    "PatchStart": (fp.PatchStart, {}),
+    "ImageStack": (fp.ImageStack, {"event_shape": (1, 4, 4)}),
+    "PublishedImageStack": (fp.PublishedImageStack, {"event_shape": (1, 4, 4), "transforms": (1,)}),
     "InverseTransform": (fp.InverseTransform, {"transform": fp.ActNorm(2)}),
     "ResidualTransform": (fp.ResidualTransform, {"g": fp.LipschitzMLP(2)}),
     "ResidualTransform of any g": (fp.ResidualTransform, {"g": nn.Sequential(fp.LipschitzLinear(2, 2, bound=0.9))}),
@@ -131,6 +139,8 @@ HOSTS = {
         flowplug_nflows.ResidualFlow,
         {"features": 2, "hidden_features": 4, "num_layers": 1, "num_blocks_per_layer": 1},
     ),
+    "nflows.ImageFlow": (flowplug_nflows.ImageFlow, {"stack": fp.ActNorm(2)}),
+    "normflows.ImageFlow": (flowplug_normflows.ImageFlow, {"stack": fp.ActNorm(2)}),
     "normflows.NormflowsFlow": (flowplug_normflows.NormflowsFlow, {"core": fp.ActNorm(2)}),
     "normflows.Residual": (flowplug_normflows.Residual, {"net": 2}),
     "normflows.ResidualFlow": (flowplug_normflows.ResidualFlow, {"features": 2}),
@@ -138,6 +148,8 @@ HOSTS = {
     "zuko.BoundTransform": (flowplug_zuko.BoundTransform, {"core": fp.ActNorm(2)}),
     "zuko.ResidualTransform": (flowplug_zuko.ResidualTransform, {"features": 2}),
     "zuko.ResidualFlow": (flowplug_zuko.ResidualFlow, {"features": 2}),
+    "zuko.StandardNormal": (flowplug_zuko.StandardNormal, {"event_shape": (1, 2, 2)}),
+    "zuko.ImageFlow": (flowplug_zuko.ImageFlow, {"stack": fp.ActNorm(2)}),
     "zuko.DenseFlow": (flowplug_zuko.DenseFlow, {"features": 2}),
 }
 # Under its own name, as it passes them on: what the message then calls the argument.
@@ -145,6 +157,7 @@ PASSED_ON = {("normflows.Residual", "net"): "features"}
 # Why a class is not in the tables.
 ELSEWHERE = {
     "ComposedTransform": "takes any number of arguments, below",
+    "MultiscaleTransform": "takes any number of arguments, as tests/images shows",
     "FullSort": "takes no arguments",
     "LipschitzBound": "a tuple of what its caller found",
     **dict.fromkeys(
