@@ -69,4 +69,6 @@ def step(settings: Memory, name: str, rows: int) -> None:
         dense_transforms=0,
         logdet=GRADIENTS[name](fp.Truncated(settings.terms)),
     )
-    torch.autograd.backward(-log_prob(stack, torch.rand(rows, *settings.event_shape)).mean())
+    x = torch.rand(rows, *settings.event_shape)
+    stack.start(x)
+    torch.autograd.backward(-log_prob(stack, x).mean())

@@ -1,7 +1,7 @@
 """The flows whose densities are compared, by name: each a frozen recipe from images and a width to a transform."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -15,7 +15,6 @@ from flowplug_normflows import from_normflows
 from images.data import Images
 
 Config = dict[str, Any]
-PATCH, WIDEST = 64, 128  # numbers of a patch, and of a hidden layer there, at most
 
 
 class Recipe(Protocol):
@@ -74,7 +73,7 @@ class Glow:
     """Blocks of normflows' Glow on logits, squeezed once, with or without transforms of flowplug behind them."""
 
     blocks: int = 16
-    behind: Callable[[Images, int], list[fp.Transform]] | None = None
+    behind: Callable[[Images, int], fp.Transform] | None = None
     start: int = 1000
 
     def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
@@ -82,7 +81,7 @@ class Glow:
         parts: list[fp.Transform] = [fp.Logit(config["alpha"]), fp.Squeeze(2)]
         parts.append(glow_blocks(4 * images.event_shape[0], hidden, self.blocks))
         if self.behind is not None:
-            parts += [fp.InverseTransform(fp.Squeeze(2)), *self.behind(images, hidden)]
+            parts += [fp.InverseTransform(fp.Squeeze(2)), self.behind(images, hidden)]
         return fp.ComposedTransform(*parts)
 
 
@@ -111,18 +110,26 @@ def glow_blocks(channels: int, hidden: int, count: int) -> fp.Transform:
     return from_normflows(blocks, event_dim=3)
 
 
-def patches(images: Images, hidden: int) -> list[fp.Transform]:
-    """What Glow is given of flowplug: four residual transforms of patches, as in the recommended flow."""
-    channels, *sides = images.event_shape
-    common = math.gcd(*sides)
-    size = max(s for s in range(1, common + 1) if common % s == 0 and (s == 1 or channels * s**2 <= PATCH))
-    features, places = channels * size**2, math.prod(side // size for side in sides)
-    parts = list[fp.Transform]()
-    for number in range(4):
-        g = fp.LipschitzMLP(features, (min(2 * hidden, WIDEST),), context_features=places, norm=fp.PathNorm())
-        shift = size // 2 * (number % 2)
-        parts.append(fp.PatchTransform(fp.ResidualTransform(g), images.event_shape, size, shift=shift))
-    return parts
+@dataclass(frozen=True)
+class Nothing:
+    """No start: what stands before the residual transforms has one."""
+
+    def __call__(self, event_shape: Sequence[int]) -> list[fp.Transform]:
+        """No transforms."""
+        del event_shape
+        return []
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Residual transforms of patches, as in the recommended flow."""
+
+    transforms: int = 4
+    widest: int = 128
+
+    def __call__(self, images: Images, hidden: int) -> fp.Transform:
+        """Networks of twice the width of Glow's, but no wider than by default."""
+        return fp.ImageStack(images.event_shape, self.transforms, (min(2 * hidden, self.widest),), start=Nothing())
 
 
 def squeezes(images: Images, most: int) -> int:
@@ -144,7 +151,7 @@ RECIPES: dict[str, Recipe] = {
     "published-learned-order": Published(norm=fp.LearnedOrder(shared=True)),
     "glow": Glow(),
     "glow-multiscale": MultiscaleGlow(),
-    "glow+flowplug": Glow(blocks=8, behind=patches),
+    "glow+flowplug": Glow(blocks=8, behind=Patches()),
 }
 
 
