@@ -1,5 +1,6 @@
 """Residual flows for nflows, normflows and zuko: the whole public API on one screen."""
 
+from flowplug import _certificates as _certificates  # registers the bounds of transforms
 from flowplug import testing as testing
 from flowplug._actnorm import ActNorm as ActNorm
 from flowplug._composition import ComposedTransform as ComposedTransform

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import as_shape as as_shape
 from flowplug._arguments import given as given
 from flowplug._arguments import require_bools as require_bools
 from flowplug._arguments import require_instance as require_instance
@@ -16,7 +17,7 @@ from flowplug._arguments import require_ints as require_ints
 from flowplug._arguments import require_numbers as require_numbers
 from flowplug._arguments import require_part as require_part
 from flowplug._arguments import require_positive as require_positive
-from flowplug._arguments import require_sizes as require_sizes
+from flowplug._arguments import require_shape as require_shape
 from flowplug._composition import ComposedTransform
 from flowplug._errors import ContextError, ShapeError
 from flowplug._noise import current_conditions, in_backward

@@ -162,7 +162,7 @@ def patches(**keywords):
 
 
 def image_stack(**keywords):
-    start = fp.PixelStart(levels=200, low=-75.0, high=175.0)
+    start = fp.PixelStart(levels=64, low=-8.0, high=8.0)
     return fp.ImageStack((1, 2, 4), 2, (4,), context_features=2, start=start, **keywords)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from zuko.distributions import DiagNormal
-from zuko.lazy import Flow, UnconditionalDistribution
+from zuko.lazy import Flow
 
 import flowplug as fp
 from flowplug.hosts import require_ints
+from flowplug_zuko._base import StandardNormal
 from flowplug_zuko._transform import ZukoTransform
 
 
@@ -81,5 +80,4 @@ class DenseFlow(Flow):  # type: ignore[misc]
             raise ValueError(f"DenseFlow(transforms=...) must be at least 1; got {transforms}")
         activations = [activation] * (transforms - 1) + [None]
         layers = [DenseTransform(features, activation=a, value=value, init=init) for a in activations]
-        base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)
-        super().__init__(layers, base)
+        super().__init__(layers, StandardNormal(features))

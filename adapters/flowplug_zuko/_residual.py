@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import torch
 from torch import nn
-from zuko.distributions import DiagNormal
-from zuko.lazy import Flow, UnconditionalDistribution
+from zuko.lazy import Flow
 
 import flowplug as fp
 from flowplug.hosts import given, require_bools, require_ints
+from flowplug_zuko._base import StandardNormal
 from flowplug_zuko._transform import ZukoTransform
 
 _EXACT: dict[bool, fp.LogDet] = {True: fp.ExactLogDet(), False: fp.Krylov()}
@@ -129,5 +128,6 @@ class ResidualFlow(Flow):  # type: ignore[misc]
             eval_logdet=eval_logdet,
             solver=solver,
         )
-        base = UnconditionalDistribution(DiagNormal, torch.zeros(features), torch.ones(features), buffer=True)
-        super().__init__([ZukoTransform(cast(fp.Transform, part)) for part in stack.transforms], base)
+        super().__init__(
+            [ZukoTransform(cast(fp.Transform, part)) for part in stack.transforms], StandardNormal(features)
+        )

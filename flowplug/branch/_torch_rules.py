@@ -42,6 +42,38 @@ def _(module: nn.Module) -> LipschitzBound:
     return LipschitzBound(1.0)
 
 
+@rule_for(nn.AvgPool1d)
+def _(module: nn.AvgPool1d) -> LipschitzBound:
+    return _mean_of_windows(module, 1)
+
+
+@rule_for(nn.AvgPool2d)
+def _(module: nn.AvgPool2d) -> LipschitzBound:
+    return _mean_of_windows(module, 2)
+
+
+@rule_for(nn.AvgPool3d)
+def _(module: nn.AvgPool3d) -> LipschitzBound:
+    return _mean_of_windows(module, 3)
+
+
+def _mean_of_windows(module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, dimensions: int) -> LipschitzBound:
+    """The geometric mean of the norms from 1 to 1 and from inf to inf, exact where windows do not overlap."""
+    if module.ceil_mode or not module.count_include_pad or getattr(module, "divisor_override", None) is not None:
+        raise LipschitzError(
+            f"{type(module).__name__} has a known bound where all windows have the same divisor: with ceil_mode=False, "
+            "count_include_pad=True and without divisor_override"
+        )
+    kernel, stride = (_each(size, dimensions) for size in (module.kernel_size, module.stride))
+    # The largest number of windows that a pixel lies in.
+    shared = math.prod(-(-size // step) for size, step in zip(kernel, stride, strict=True))
+    return LipschitzBound(math.sqrt(shared / math.prod(kernel)), 2.0)
+
+
+def _each(size: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
+    return (size,) * dimensions if isinstance(size, int) else size
+
+
 @rule_for(nn.Identity, nn.ReLU, nn.Hardtanh, nn.Tanh, nn.Softsign, nn.LogSigmoid)
 def _(module: nn.Module) -> LipschitzBound:
     return LipschitzBound(1.0, elementwise=True)

@@ -28,6 +28,7 @@ class PatchTransform(Transform):
         shift: Pixels by which the image is rolled before it is cut, and back behind.
 
     Raises:
+        ValueError: ``shift`` is not in [0, ``size``).
         ShapeError: ``size`` does not divide the sides, or the patches have other widths than the transform.
         ContextError: The transform is conditional on less than the place.
 
@@ -53,6 +54,8 @@ class PatchTransform(Transform):
             raise ShapeError(
                 f"{name} needs an event_shape (C, H, W) whose sides size={size} divides; got {self.event_shape}"
             )
+        if not 0 <= shift < size:
+            raise ValueError(f"{name}(shift=...) must be from 0 to size - 1 = {size - 1}; got {shift}")
         channels, *sides = self.event_shape
         features = (channels * size**2,)
         if transform.event_dim != 1 or tuple(transform.forward_shape((None,))) not in ((None,), features):

@@ -80,11 +80,11 @@ class ImageStack(ComposedTransform):
             raise ValueError(f"ImageStack(transforms=...) must be at least 1; got {transforms}")
         if start is None:
             start = PixelStart() if math.prod(shape) <= WHOLE else PatchStart()
-        require_part("ImageStack", "start", start, "__call__", "a start, such as PixelStart(), or None")
+        require_part("ImageStack", "start", start, "transforms", "a start, such as PixelStart(), or None")
         if size is None:
             size = patch_size(shape, max(1, math.isqrt(PATCH // shape[0])))
         places = sum(side // size for side in shape[1:]) if size > 0 else 0
-        parts = start(shape)
+        parts = start.transforms(shape)
         for number in range(transforms):
             g = LipschitzMLP(
                 shape[0] * size**2,

@@ -19,11 +19,11 @@ class ImageStart(Protocol):
     """Makes the transforms that take the scales, shapes and correlations of pixels off the rest of a flow.
 
     Example:
-        >>> [type(part).__name__ for part in PatchStart(size=4)((1, 8, 8))][:2]
+        >>> [type(part).__name__ for part in PatchStart(size=4).transforms((1, 8, 8))][:2]
         ['PatchTransform', 'PatchTransform']
     """
 
-    def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
+    def transforms(self, event_shape: Sequence[int]) -> list[Transform]:
         """Transforms of images ``(C, H, W)``, data to latent, that keep the shape."""
 
 
@@ -59,7 +59,7 @@ class PixelStart:
                 f"high={self.high}"
             )
 
-    def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
+    def transforms(self, event_shape: Sequence[int]) -> list[Transform]:
         """Four transforms, two of which reshape."""
         size = math.prod(event_shape)
         return [
@@ -98,7 +98,7 @@ class PatchStart:
         if self.knots < 3 or self.knots % 2 == 0:
             raise ValueError(f"PatchStart(knots=...) must be odd and at least 3; got {self.knots}")
 
-    def __call__(self, event_shape: Sequence[int]) -> list[Transform]:
+    def transforms(self, event_shape: Sequence[int]) -> list[Transform]:
         """Four transforms of patches."""
         size = patch_size(event_shape, self.size)
         features, parts = event_shape[0] * size**2, list[Transform]()

@@ -10,7 +10,8 @@ from flowplug._reading import mapped
 from flowplug.branch import Branch
 from flowplug.logdet._exact import ExactLogDet
 from flowplug.logdet._krylov import Krylov
-from flowplug.logdet._terms import Converged
+from flowplug.logdet._lengths import Geometric
+from flowplug.logdet._terms import Converged, Roulette
 
 
 class LogDet(Protocol):
@@ -32,6 +33,7 @@ EXACT_DIM_CUDA, EXACT_SIZE_CUDA = 64, 2**15
 EXACT_EVAL_DIM = 128
 # Made once, as the compiler takes strategies from where it finds them.
 _EXACT, _KRYLOV, _CONVERGED = ExactLogDet(), Krylov(), Krylov(terms=Converged(1e-4))
+_IMAGES = Krylov(terms=Roulette(Geometric(0.75, share=0.5), exact=4, group=4))
 
 
 def default_logdet(x: Tensor, size: int, *, training: bool) -> LogDet:
@@ -45,6 +47,9 @@ def default_logdet(x: Tensor, size: int, *, training: bool) -> LogDet:
     length is left to chance: a row's estimate moves with x without jumps, and no weights enlarge its rounding. Inside
     torch.func.vmap it is exact.
 
+    Batches of images are small, and a length that half a batch shares is most of the noise of a step: there 4 products
+    and, for an eighth of the rows, more, in groups of 4 (docs/benchmarks.md, "Noise of gradients on images").
+
     Args:
         x: The events ``(B, *event)``.
         size: The K of the matrices whose determinant is taken, of `flowplug.branch.Branch.core_size`.
@@ -54,5 +59,7 @@ def default_logdet(x: Tensor, size: int, *, training: bool) -> LogDet:
         return _EXACT
     if training:
         few = x.is_cuda and x.dim() == 2 and size <= EXACT_DIM_CUDA and len(x) * size <= EXACT_SIZE_CUDA
-        return _EXACT if few or size**3 <= EXACT_DIM**2 * math.prod(x.shape[1:]) else _KRYLOV
+        if few or size**3 <= EXACT_DIM**2 * math.prod(x.shape[1:]):
+            return _EXACT
+        return _KRYLOV if x.dim() == 2 else _IMAGES
     return _EXACT if size <= EXACT_EVAL_DIM else _CONVERGED

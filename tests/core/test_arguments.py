@@ -74,7 +74,7 @@ ADMITS = {
     "NetworkNorm": set(),
     "Sequence[OperatorNorm]": {"sizes"},
     "Transform": set(),
-    "ImageStart": {"call"},
+    "ImageStart": set(),
     "dtype": set(),
 }
 

@@ -69,3 +69,12 @@ def test_the_default_is_exact_where_that_is_cheap(device, shape, training, exact
     with FakeTensorMode():  # devices that need not be there
         logdet = default_logdet(torch.empty(event, device=device), size, training=training)
     assert isinstance(logdet, fp.ExactLogDet if exact else fp.Krylov)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_of_images_have_more_certain_terms_and_small_groups(device):
+    with FakeTensorMode():
+        table = default_logdet(torch.empty(32, 784, device=device), 784, training=True)
+        images = default_logdet(torch.empty(32, 1, 28, 28, device=device), 784, training=True)
+    assert (table.terms.exact, table.terms.group) == (2, 32)
+    assert (images.terms.exact, images.terms.group, images.terms.length) == (4, 4, table.terms.length)

@@ -26,14 +26,12 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def check_convolution(module: Convolution) -> None:
-    """Refuses convolutions whose operator is not that of their kernel alone.
+    """Refuses convolutions whose operator is not that of their kernel alone, or some of its outputs, by a stride.
 
     Raises:
-        LipschitzError: Stride, groups or padding are not covered.
+        LipschitzError: Groups or padding are not covered.
     """
     name = type(module).__name__
-    if any(step != 1 for step in module.stride):
-        raise LipschitzError(f"{name} with stride={module.stride} has no known bound: use stride 1")
     if module.groups != 1:
         raise LipschitzError(f"{name} with groups={module.groups} has no known bound: use groups=1")
     if module.padding_mode not in ("zeros", "circular"):

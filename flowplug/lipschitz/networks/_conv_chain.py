@@ -87,7 +87,8 @@ def channels_last(weight: Tensor) -> Tensor:
 
 
 def scaled(product: Tensor, slope: Tensor) -> Tensor:
-    """The product, of one or several times as many rows, by the slopes."""
-    if len(product) == len(slope):
-        return product * slope
-    return (product.reshape(-1, *slope.shape) * slope).flatten(0, 1)
+    """The product, of one or several times as many rows, by the slopes; written on where no graph is built."""
+    flat = product if len(product) == len(slope) else product.reshape(-1, *slope.shape)
+    # Fresh memory of this size costs as much as what is computed in it.
+    multiplied = flat * slope if torch.is_grad_enabled() or transformed() else flat.mul_(slope)
+    return multiplied if multiplied.dim() == product.dim() else multiplied.flatten(0, 1)

@@ -174,10 +174,20 @@ class TestPlainConvolutions:
         assert truth <= float(bound) <= 2 * truth
         assert bound.domain == 2
 
+    @pytest.mark.parametrize("stride", [2, 3, (1, 2)])
+    @pytest.mark.parametrize("keywords", [{"padding": 1}, {}, {"padding": 1, "padding_mode": "circular"}], ids=str)
+    def test_with_a_stride_are_bounded_as_without(self, stride, keywords):
+        layer = nn.Conv2d(2, 3, 3, stride=stride, bias=False, **keywords)
+        plain = nn.Conv2d(2, 3, 3, bias=False, **keywords)
+        plain.load_state_dict(layer.state_dict())
+        bound = fp.lipschitz_bound(layer)
+        assert float(bound) == float(fp.lipschitz_bound(plain))
+        matrix = layer(torch.eye(72).reshape(72, 2, 6, 6)).detach().flatten(1)
+        assert float(torch.linalg.matrix_norm(matrix, 2)) <= float(bound)
+
     @pytest.mark.parametrize(
         ("layer", "message"),
         [
-            (nn.Conv2d(2, 2, 3, stride=2), r"Conv2d with stride=\(2, 2\) has no known bound"),
             (nn.Conv2d(2, 2, 3, groups=2), "Conv2d with groups=2 has no known bound"),
             (nn.Conv1d(2, 2, 3, padding=1, padding_mode="reflect"), "Conv1d with padding_mode='reflect'"),
         ],
