@@ -136,7 +136,8 @@ class Classify(ClassifierOptions):
             pairs = torch.cat([x[: pictures.COLUMNS], back[: pictures.COLUMNS]])
             pictures.save(pairs, self.out / f"{name_of(run.config)}.reconstructions.png")
         residual = [part for part in stack.modules() if isinstance(part, fp.ResidualTransform)]
-        bounds = [float(fp.lipschitz_bound(part.g).value) for part in residual]
+        with torch.no_grad():
+            bounds = [float(fp.lipschitz_bound(part.g).value) for part in residual]
         return {
             **run.spent,
             "parameters": size(run.density),

@@ -109,7 +109,8 @@ def table(lines: Sequence[Line], out: Path) -> str:
     """The results as a Markdown table; differences are paired, from the first model of the same seed."""
     columns = [
         "data", "model", "seed", "test, bits/dim ± 2 s.e.", "difference ± 2 s.e.", "parameters", "steps", "steps/s",
-        "peak MiB", f"{SAMPLES} samples, ms", "round trip", "exact, bits/dim", "as tested less that", "unbiased less that",
+        "peak MiB", f"{SAMPLES} samples, ms", "round trip", "exact, bits/dim", "as tested less that",
+        "unbiased less that",
     ]  # fmt: skip
     rows, first = list[list[object]](), dict[tuple[str, int], Tensor | None]()
     for line in lines:
@@ -133,8 +134,7 @@ def cells(line: Line, values: Tensor | None, others: Tensor | None) -> list[str]
     if found is None:
         log_dets = [""] * 3
     else:
-        misses = [
-            f"{shown(found[key][0], '+.4f')} ± {shown(found[key][1], '.4f')}" for key in ("as_tested", "unbiased")
-        ]
+        pairs = found["as_tested"], found["unbiased"]
+        misses = [f"{shown(mean, '+.4f')} ± {shown(error, '.4f')}" for mean, error in pairs]
         log_dets = [shown(found["exact"], ".4f"), *misses]
     return [level, gain, f"{line['parameters']:,}", str(line["steps"]), *rest, *log_dets]

@@ -114,7 +114,7 @@ def glow_blocks(channels: int, hidden: int, count: int) -> fp.Transform:
 class Nothing:
     """No start: what stands before the residual transforms has one."""
 
-    def __call__(self, event_shape: Sequence[int]) -> list[fp.Transform]:
+    def transforms(self, event_shape: Sequence[int]) -> list[fp.Transform]:
         """No transforms."""
         del event_shape
         return []
