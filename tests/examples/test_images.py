@@ -1,7 +1,9 @@
 """examples/images.py as users run it: every subcommand, runs gone on with, and wrong options."""
 
+import doctest
 import importlib
 import json
+import pkgutil
 import re
 
 import matplotlib.pyplot as plt
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import flowplug as fp
+import images as package
 from common.processes import Processes
 from common.report import read_lines
 from images import classify, density, hybrid, models, pictures
@@ -18,12 +21,19 @@ from images.data import load
 from images.training import DensityRun
 
 images = importlib.import_module("images.__main__")
+MODULES = [importlib.import_module(f"images.{module.name}") for module in pkgutil.iter_modules(package.__path__)]
+DOCTESTS = [test for module in MODULES for test in doctest.DocTestFinder().find(module) if test.examples]
 SMALL = ["--steps", "4", "--checks", "2", "--parameters", "1000", "--blocks", "1", "--val", "20", "--test", "20"]
 CONFIG = {
     "data": "digits", "model": "published", "seed": 0, "seconds": 600.0, "steps": 2, "parameters": 1000, "batch": 8,
     "lr": 2e-3, "weight_decay": 0.0, "warmup": 5, "clip": 100.0, "decay": 0.999, "checks": 1, "patience": 15,
     "amp": False, "processes": 1, "blocks": 1, "alpha": 0.05, "flips": False, "val": 20, "test": 20,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("example", DOCTESTS, ids=lambda test: test.name)
+def test_docstring_example(example):
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 @pytest.fixture(scope="module")
