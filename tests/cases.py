@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import normflows as nf
 import torch
+from nflows.transforms.base import InverseNotAvailable
 from torch import nn
 
 import flowplug as fp
@@ -31,7 +32,10 @@ class NflowsView(HostView):
         return self.host(x, context)
 
     def inverse(self, y, context=None):
-        return self.host.inverse(y, context)
+        try:
+            return self.host.inverse(y, context)
+        except InverseNotAvailable as error:  # nflows' own, as its users expect
+            raise error.__cause__ or error from None
 
 
 class NormflowsView(HostView):

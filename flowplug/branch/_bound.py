@@ -128,8 +128,8 @@ def lipschitz_bound(module: nn.Module) -> LipschitzBound:
     registered by `flowplug.branch.rule_for`, only for those that keep its ``forward``.
 
     Args:
-        module: A network or transform of flowplug, a known module of torch, an ``nn.Sequential`` of these, or a
-            registered one. Of a transform it bounds the map from data to latent.
+        module: A flowplug network or transform (from data to latent), a known module of torch, an ``nn.Sequential`` of
+            these, or a registered one.
 
     Returns:
         The `LipschitzBound`.

@@ -25,8 +25,8 @@ class Logit(Transform):
 
     Numbers near the ends of the interval are few: in single precision those below the upper end have logits to 16.
     Where the sigmoid of a latent is rounded to an end, `inverse` returns the number next to it, whose logit is finite,
-    with the log-det of the formula, :math:`\sum \log \sigma(y) \sigma(-y) / (1 - 2 \alpha)`, and its derivatives;
-    `forward` takes an end itself for a number next to it.
+    with the log-det of the formula, :math:`\sum \log \sigma(y) \sigma(-y) / (1 - 2 \alpha)`; `forward` takes
+    an end itself for a number next to it.
 
     Reference: Dinh, Sohl-Dickstein, Bengio, "Density Estimation Using Real NVP", ICLR 2017, section 4.1.
 
@@ -70,9 +70,7 @@ class Logit(Transform):
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         single = at_least_single(y)
-        x = ((torch.sigmoid(single) - self.alpha) / self._slope).to(y.dtype)
-        # The derivative is that of the formula, too.
-        x = x + (x.clamp(*self._inner[y.dtype]) - x).detach()
+        x = ((torch.sigmoid(single) - self.alpha) / self._slope).to(y.dtype).clamp(*self._inner[y.dtype])
         ladj = self._sum(functional.logsigmoid(single) + functional.logsigmoid(-single) - math.log(self._slope))
         return x, ladj.to(y.dtype)
 

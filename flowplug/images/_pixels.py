@@ -26,7 +26,8 @@ class Dequantize:
 
     The noise is drawn from torch's generator, for every call anew. It fills the level of each pixel in equal steps, of
     which single precision has 2^15 for 256 levels, and touches neither end: ``(K * x).floor()`` is k, and x is never
-    0 or 1. The result has torch's default dtype, at least single precision, and the device of the pixels.
+    0 or 1. The result has torch's default dtype, at least single precision, and the device of the pixels. Whether they
+    are levels is looked at, which on a GPU waits for it, unless bytes cannot be others.
 
     Reference: Uria, Murray, Larochelle, "RNADE: The Real-valued Neural Autoregressive Density-estimator", NeurIPS 2013,
     section 5.1; Theis, van den Oord, Bethge, "A Note on the Evaluation of Generative Models", ICLR 2016, section 3.1.

@@ -24,6 +24,17 @@ class TestDequantize:
         pixels = torch.full((200_000,), 255, dtype=torch.uint8)
         assert fp.Dequantize()(pixels).max() < 1
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("levels", [2, 200, 256, 65536])
+    def test_noise_of_the_first_and_the_last_step(self, levels, dtype, monkeypatch):
+        torch.set_default_dtype(dtype)
+        pixels = torch.arange(levels)
+        for pick in (lambda steps: 0, lambda steps: steps - 1):
+            monkeypatch.setattr(torch, "randint", lambda n, shape, pick=pick, **_: torch.full(shape, pick(n)))
+            x = fp.Dequantize(levels)(pixels)
+            assert 0 < x.min() <= x.max() < 1
+            assert torch.equal((levels * x).floor(), pixels.to(dtype))
+
     def test_noise_is_uniform(self):
         noise = 256 * fp.Dequantize()(torch.zeros(40_000, dtype=torch.uint8))
         # Within five standard errors of the moments of a uniform number.

@@ -60,6 +60,10 @@ class LipSwish(OneNumber, Activation):
         value, slope, _ = function(x)
         return value, slope
 
+    def overwrite(self, x: Tensor) -> Tensor:
+        """The value, on top of ``x``."""
+        return x.mul_(torch.sigmoid(x)).mul_(_SHARE)
+
 
 def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and slope, for torch.func to differentiate."""

@@ -117,7 +117,8 @@ class LipschitzCNN(LipschitzNetwork):
 
     def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
         """The network on rows ``(B, channels, H, W)``, where ``affine(i, h)`` is layer i."""
-        return super().evaluate(x if self.entry is None else self.entry(x.clone()), affine)  # some write on their input
+        entered = x if self.entry is None else self.entry(x.clone())  # some write on their input
+        return super().evaluate(entered, affine)
 
     def certify(self, weights: Sequence[Tensor]) -> LipschitzBound:
         """The Lipschitz bound of the network with these weights in use."""
@@ -137,23 +138,28 @@ class CNNBranch(ChainBranch):
 
     def _chain(self, x: Tensor) -> ConvChain | None:
         network = cast(LipschitzCNN, self._network)
-        hidden, slope = self._entered(network.entry, x)
+        hidden, slope = _entry(network.entry, x)
         parts = None if hidden is None else self._parts(hidden)
         if parts is None:
             return None
         y = in_dtype(parts.y.contiguous(), x.dtype)
         return ConvChain(y, parts.weights, parts.slopes, slope, circular=network.circular)
 
-    @staticmethod
-    def _entered(entry: nn.Module | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What the first layer sees, and the slope of the activation before it."""
-        if entry is None:
-            return x, None
-        if not knows_slope(entry):
-            return None, None
-        frequency = entry.frequency(x.shape[1]) if isinstance(entry, Activation) else None
-        if frequency is None:
-            return linearize(entry, x)
-        frequency = frequency.reshape(-1, 1, 1)
-        value, slope = linearize(entry, frequency * x)
-        return value / frequency, slope
+    def _entered(self, x: Tensor) -> Tensor:
+        """The image, or what the activation at the entry makes of it."""
+        entry = cast(LipschitzCNN, self._network).entry
+        return x if entry is None else cast(Tensor, entry(x.clone()))  # some write on their input
+
+
+def _entry(activation: nn.Module | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What the first layer sees, and the slope of the activation before it; ``None`` where that is not known."""
+    if activation is None:
+        return x, None
+    if not knows_slope(activation):
+        return None, None
+    frequency = activation.frequency(x.shape[1]) if isinstance(activation, Activation) else None
+    if frequency is None:
+        return linearize(activation, x)
+    frequency = frequency.reshape(-1, 1, 1)
+    value, slope = linearize(activation, frequency * x)
+    return value / frequency, slope

@@ -105,7 +105,7 @@ def _sum(image: Tensor) -> Tensor:
 def _mixed(slopes: Tensor, matrix: Tensor) -> Tensor:
     """``M d`` at every pixel, in one product."""
     pixels = slopes.movedim(1, -1)
-    return (pixels.flatten(0, 2) @ matrix.mT).reshape(*pixels.shape[:3], -1).movedim(-1, 1)
+    return (pixels.flatten(0, 2) @ matrix.mT).reshape(*pixels.shape[:3], matrix.shape[-2]).movedim(-1, 1)
 
 
 def _applied(slopes: Tensor, taps: Tensor, regions: Sequence[Region]) -> Tensor:
