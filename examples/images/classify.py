@@ -88,8 +88,9 @@ class ClassifierRun(ImageRun):
 
         def model(hidden: int) -> Classifier:
             stack = net(images, config, hidden)
-            names = [f"transforms.{len(stack.transforms) - 1}"]
-            return Classifier(stack, names, images.event_shape, images.classes, 0.0, config["features"])
+            views = {f"transforms.{len(stack.transforms) - 1}": None}
+            sizes = config["features"], config["pool"]
+            return Classifier(stack, views, images.event_shape, images.classes, 0.0, *sizes)
 
         made = nearest(model, config["parameters"]).to(self.processes.device)
         made.start(self.some(START)[0])
@@ -103,6 +104,8 @@ class Classify(ClassifierOptions):
     The net without a bound comes first; the others are compared with it, on the same images.
     """
 
+    lr: float = 5e-3  # largest learning rate
+    blocks: int = 6  # at each scale; of few, each as tame as its bound, little can be made
     bounds: tuple[float, ...] = (0.9, 0.7, 0.5)  # on the Lipschitz constant of each block's g
     activation: str = "elu"  # of all nets: elu, softplus, lipswish, sine, sine-huber
 

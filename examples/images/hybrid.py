@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import normflows as nf
 from torch import Tensor
 
 import flowplug as fp
@@ -15,72 +13,17 @@ from common.densities import nearest, size
 from common.paired import estimate
 from common.report import finite, markdown, shown
 from common.runs import Config, Line, log_likelihoods
-from flowplug_normflows import from_normflows
 from images import pictures
 from images.classifier import Classifier, Judged
-from images.data import Images
 from images.grid import Grid
-from images.models import squeezes
 from images.options import ClassifierOptions
+from images.stacks import STACKS
 from images.training import ImageRun
 
-START = 500  # images to start from
 WEIGHTS: dict[str, Callable[[int], float]] = {  # lambda, of the dimension D
     "0": lambda _: 0.0,
     "1-over-D": lambda dimension: 1 / dimension,
     "1": lambda _: 1.0,
-}
-
-
-def residual(images: Images, config: Config, hidden: int) -> fp.ComposedTransform:
-    """Residual blocks, as in the density."""
-    return fp.PublishedImageStack(
-        images.event_shape,
-        (config["blocks"],) * (1 + squeezes(images, 2)),
-        (hidden, hidden),
-        dense_transforms=0,
-        alpha=config["alpha"],
-    )
-
-
-def coupling(images: Images, config: Config, hidden: int, *, mixed: bool = False) -> fp.ComposedTransform:
-    """The same with couplings of normflows in place of residual blocks, before which 1x1 convolutions have ``mixed``.
-
-    Masks take turns: of pixels where there is one channel, else of channels.
-    """
-    channels = images.event_shape[0]
-    parts: list[fp.Transform] = [fp.Logit(config["alpha"])]
-    for scale in range(1 + squeezes(images, 2)):
-        if scale:
-            parts.append(fp.Squeeze(2))
-            channels *= 4
-        parts.append(fp.ActNorm(channels, event_dim=3))
-        for number in range(config["blocks"]):
-            if mixed and channels > 1:
-                parts.append(bridged(nf.flows.Invertible1x1Conv(channels, use_lu=True)))
-            parts += [bridged(coupled(channels, hidden, number)), fp.ActNorm(channels, event_dim=3)]
-    return fp.ComposedTransform(*parts)
-
-
-def coupled(channels: int, hidden: int, number: int) -> nf.flows.Flow:
-    """An affine coupling, its network the residual block's without a bound."""
-    kind = "checkerboard" if channels == 1 else "channel"
-    mode = kind if number % 2 == 0 else f"{kind}_inv"
-    half = {"channel": (channels + 1) // 2, "channel_inv": channels // 2}.get(mode, channels)
-    changed = channels if channels == 1 else channels - half
-    network = nf.nets.ConvNet2d([half, hidden, hidden, 2 * changed], (3, 1, 3), init_zeros=True)
-    return nf.flows.AffineCouplingBlock(network, scale=True, scale_map="sigmoid", split_mode=mode)
-
-
-def bridged(flow: nf.flows.Flow) -> fp.Transform:
-    """A flow of normflows on images."""
-    return from_normflows(flow, event_dim=3)
-
-
-STACKS: dict[str, Callable[[Images, Config, int], fp.ComposedTransform]] = {
-    "residual": residual,
-    "coupling": coupling,
-    "coupling+1x1": partial(coupling, mixed=True),
 }
 
 
@@ -91,19 +34,18 @@ class HybridRun(ImageRun):
     averaged: Classifier
 
     def made(self) -> Classifier:
-        """The model, started from some of the images: branches behind each squeeze and at the end, as published."""
+        """The model, started from some of the images."""
         images, config = self.images, self.config
+        kind = STACKS[config["block"]]
         weight = WEIGHTS[config["weight"]](images.train.pixels[0].numel())
 
         def model(hidden: int) -> Classifier:
-            stack = STACKS[config["block"]](images, config, hidden)
-            last = len(stack.transforms) - 1
-            places = [i for i, part in enumerate(stack.transforms) if isinstance(part, fp.Squeeze) or i == last]
-            names = [f"transforms.{place}" for place in places]
-            return Classifier(stack, names, images.event_shape, images.classes, weight, config["features"])
+            stack = kind.make(images, config, hidden)
+            sizes = config["features"], config["pool"]
+            return Classifier(stack, kind.views(stack, images), images.event_shape, images.classes, weight, *sizes)
 
         made = nearest(model, config["parameters"]).to(self.processes.device)
-        made.start(self.some(START)[0])
+        made.start(self.some(kind.start)[0])
         return made
 
 

@@ -37,6 +37,10 @@ class Recommended:
     def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
         """An `flowplug.ImageStack`."""
         del config
+        return self.stack(images, hidden)
+
+    def stack(self, images: Images, hidden: int) -> fp.ImageStack:
+        """The same."""
         shape = images.event_shape
         # Its own choice, for as many levels as there are.
         start = fp.PixelStart(levels=images.levels) if math.prod(shape) <= 1024 else fp.PatchStart()

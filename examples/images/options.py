@@ -47,12 +47,13 @@ class ImageOptions(RunOptions):
 class ClassifierOptions(ImageOptions):
     """What subcommands that classify can be told besides."""
 
-    features: int = 64  # of each branch to the classifier; published with 256
+    features: int = 32  # channels of each branch to the classifier; published with 256
+    pool: int = 4  # means a side of each of these, which tell where in the image; published with 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "features")
+        positive(self, "features", "pool")
 
     def common(self, images: Images, processes: int) -> Config:
         """As of all, and these."""
-        return super().common(images, processes) | {"features": self.features}
+        return super().common(images, processes) | {"features": self.features, "pool": self.pool}
