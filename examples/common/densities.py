@@ -16,10 +16,18 @@ import flowplug as fp
 from flowplug import hosts
 
 M = TypeVar("M", bound=nn.Module)
+WIDEST = 4096
 Call = Callable[[Any, Any], Tensor]  # of a flow with rows, or how many
 
 
-class Density(nn.Module):
+class Model(nn.Module):
+    """What is trained by likelihood: a module that returns that of each row, in nats."""
+
+    def after_step(self) -> None:
+        """What a host asks for after each step."""
+
+
+class Density(Model):
     """A flow and how its host calls it; ``forward``, which DistributedDataParallel watches, is the log-likelihood.
 
     Example:
@@ -89,24 +97,31 @@ def of_zuko(flow: nn.Module) -> Density:
     )
 
 
-def of_transform(transform: fp.Transform, features: int) -> Density:
-    """A transform of flowplug, from data to latent, on a standard normal of this width."""
+def of_transform(transform: fp.Transform, latent: int | Sequence[int]) -> Density:
+    """A transform of flowplug, from data to latent, on a standard normal of this width, or of these sizes."""
+    sizes = [latent] if isinstance(latent, int) else latent
 
     def sample(flow: fp.Transform, rows: int) -> Tensor:
         like = next(flow.parameters())
-        return flow.inverse(torch.randn(rows, features, dtype=like.dtype, device=like.device))[0]
+        return flow.inverse(torch.randn(rows, *sizes, dtype=like.dtype, device=like.device))[0]
 
     return Density(transform, log_prob=log_prob, sample=sample, round_trip=lambda flow, x: flow.inverse(flow(x)[0])[0])
 
 
 def log_prob(transform: fp.Transform, x: Tensor) -> Tensor:
-    r"""Log-likelihoods ``(rows,)`` in nats of ``x: (rows, features)`` with a standard normal latent.
+    r"""Log-likelihoods ``(rows,)`` in nats of ``x: (rows, *event)`` with a standard normal latent.
 
     .. math:: \log p(x) = \log |\det J_f(x)| - \|f(x)\|^2 / 2 - d \log(2 \pi) / 2
     """
     y, ladj = transform(x)
-    value: Tensor = ladj - y.square().sum(1) / 2 - x.shape[1] / 2 * math.log(2 * math.pi)
+    value: Tensor = ladj + standard_normal(y)
     return value
+
+
+def standard_normal(y: Tensor) -> Tensor:
+    r"""Log-densities ``(rows,)`` in nats of ``y: (rows, *latent)``, :math:`-\|y\|^2 / 2 - d \log(2 \pi) / 2`."""
+    y = y.flatten(1)
+    return -y.square().sum(1) / 2 - y.shape[1] / 2 * math.log(2 * math.pi)
 
 
 def nflows_density(features: int, layers: Sequence[nn.Module]) -> Density:
@@ -144,8 +159,10 @@ def size(module: nn.Module) -> int:
 
 
 def nearest(make: Callable[[int], M], wanted: int) -> M:
-    """The module ``make(hidden)`` of at most about so many parameters, by bisection of the width."""
-    low, high = 1, 4096
+    """The module ``make(hidden)`` of at most about so many parameters, by bisection of the width, below 4,096."""
+    low, high = 1, 2
+    while high < WIDEST and size(make(high)) <= wanted:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(make(middle)) <= wanted else (low, middle)

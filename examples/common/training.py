@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+Batch = Any  # what the loss is called with: rows, or several tensors of these
 WARM = 10  # steps' worth of passes before the clock starts, where the loss is compiled
 
 
@@ -113,8 +114,8 @@ class Training:
     def __init__(
         self,
         module: nn.Module,
-        loss: Callable[[Tensor], Tensor],
-        sample: Callable[[int], Tensor],
+        loss: Callable[[Batch], Tensor],
+        sample: Callable[[int], Batch],
         options: Options,
         *,
         after_step: Callable[[], object] = lambda: None,
@@ -127,7 +128,7 @@ class Training:
         self.optimizer: Any = torch.optim.AdamW(module.parameters(), options.lr, weight_decay=decay, fused=True)
         self.step, self.checks, self.elapsed, self.compiling = 0, 0, 0.0, 0.0
         self.warm, self.loss_sum, self.loss_count, self.last_loss = not options.compile, 0.0, 0, math.nan
-        self.unread = list[tuple[Tensor, Tensor, Tensor]]()  # batch, loss and norm of the gradient of each step
+        self.unread = list[tuple[Batch, Tensor, Tensor]]()  # batch, loss and norm of the gradient of each step
         self.broken: Tensor | None = None  # 1 after a loss or gradient that is not finite, else 0
         self.best, self.best_state, self.curve = -math.inf, dict[str, Any](), list[list[float]]()
 
@@ -231,7 +232,7 @@ class Training:
         """What several processes that train together make of their values; here there is one."""
         return values
 
-    def fail(self, step: int, x: Tensor, what: str) -> None:
+    def fail(self, step: int, x: Batch, what: str) -> None:
         """Raises FloatingPointError for a step on the batch ``x``."""
         raise FloatingPointError(f"the {what}: try a smaller learning rate")
 

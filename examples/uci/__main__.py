@@ -27,49 +27,28 @@ from pathlib import Path
 import pooch
 import torch
 
-from common import memory
-from common.command import OptionError, among, parse, positive, refuse, refusing, usable
+from common import resumable
+from common.command import OptionError, among, parse, refuse, refusing
+from common.options import RunOptions
+from common.processes import Processes
 from common.provenance import provenance
-from common.report import finite, read_lines, replacing
-from common.training import watched
+from common.report import read_lines
+from common.runs import Config, Line, check, code_of, complete
 from common.trial import outcome
 from uci import models
 from uci.data import CHECKSUM, URL, Table, load
-from uci.processes import Processes
 from uci.report import COLUMNS, SAMPLES, report, summary, table
-from uci.runs import Config, Line, check, code_of, run_path
 from uci.training import Training
-
-SHARED = ("parameters", "batch", "lr", "weight_decay", "warmup", "clip", "decay", "checks", "patience", "amp", "device")
-SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """The command line; comments are its help."""
 
     data: tuple[str, ...] = COLUMNS  # .npz files with train, val and test, breast-cancer, or of the published tables
     models: tuple[str, ...] = tuple(models.NAMES)  # flows to train
-    seeds: tuple[int, ...] = (0,)  # a run of each model from each
-    seconds: float | None = None  # wall time of each run; 600 without --steps
-    cpu: bool = False  # --seconds of CPU time, which other work on the machine does not spend
-    steps: int | None = None  # length of each run in steps, instead of --seconds
-    parameters: int = 100_000  # of each model, about
-    batch: int = 512  # rows per step, of all processes
-    lr: float = 2e-3  # largest learning rate
-    weight_decay: float = 0.0  # of AdamW
-    warmup: int = 100  # steps until the largest learning rate
-    clip: float = 100.0  # largest norm of the gradient
-    decay: float = 0.999  # of the Polyak average; 0 for none
-    checks: int = 40  # validations in a run
-    patience: int = 20  # validations without progress that end a run
-    amp: bool = False  # train in mixed precision, bfloat16
     compile: bool = False  # train under torch.compile, whatever the model
-    device: str = "cpu"  # cpu, cuda, ...
     out: Path = Path("uci_out")  # folder written to
-    checkpoint: float = 300.0  # seconds of training between checkpoints
-    resume: bool = False  # skip the runs in --out, and go on where a killed one was last saved
-    across_commits: bool = False  # with --resume, also accept runs that other code made
     archive: Path | None = None  # data.tar.gz as published, instead of a download
     folder: Path = Path(pooch.os_cache("flowplug"))  # of the download
     url: str = URL  # of the archive
@@ -77,30 +56,16 @@ class Options:
 
     def __post_init__(self) -> None:
         among(self, "models", models.NAMES)
-        usable(self)
-        positive(self, "seconds", "steps", "parameters", "batch", "lr", "warmup", "clip", "checks", "patience")
         if not self.data or len({Path(source).stem for source in self.data}) < len(self.data):
             raise OptionError(f"--data must be tables of different names; got {' '.join(self.data) or 'none'}")
-        if self.seconds is not None and self.steps is not None:
-            raise OptionError("--steps is not allowed with --seconds: give one of them")
-        if not 0 <= self.decay < 1:
-            raise OptionError(f"--decay must be in [0, 1); got {self.decay}")
-        if self.weight_decay < 0:
-            raise OptionError(f"--weight-decay must not be negative; got {self.weight_decay}")
-        begun = [path for form in ("results.jsonl", "*.checkpoint.pt") for path in self.out.glob(form)]
-        if begun and not self.resume:
-            raise OptionError(f"{self.out} holds results or checkpoints: pass --resume to go on, or another --out")
+        super().__post_init__()
 
     def configs(self, source: str, processes: int) -> list[Config]:
         """The runs on one table."""
-        # Before --steps had no value of its own, it was 0: so it is in the results of then.
-        budget = {"seconds": self.seconds or SECONDS, "steps": self.steps or 0}
-        shared = budget | {key: getattr(self, key) for key in SHARED} | {"processes": processes}
+        shared = self.shared(processes)
         runs = [(model, seed) for model in self.models for seed in self.seeds]
         configs = [{"data": Path(source).stem, "model": model, "seed": seed, **shared} for model, seed in runs]
         for config in configs:
-            if self.cpu:
-                config["cpu"] = True  # else there is none, as in results of before
             if self.compile and config["model"] not in models.EAGER:
                 config["compile"] = True
         return configs
@@ -112,40 +77,15 @@ class Options:
 
 
 def run(training: Training, *, resume: bool) -> Line:
-    """Trains, with a progress bar, and measures; the outcome is what a line of results.jsonl says of it."""
-    processes = training.processes
-    memory.reset(processes.device)
-    if resume:
-        training.resume()
-    try:
-        for _ in watched(training, training.name, hidden=True if processes.rank else None):
-            pass
-        return measured(training)
-    except FloatingPointError as error:
-        return {"failed": str(error)}
+    """Trains and measures; the outcome is what a line of results.jsonl says of it."""
+    return resumable.run(training, measured, resume=resume)
 
 
 def measured(training: Training) -> Line:
     """What a run is judged by."""
-    density, test, processes = training.averaged, training.data.test, training.processes
-    training.restore()
-    values = processes.log_likelihoods(density, test)
-    if processes.rank == 0:
-        with replacing(training.values) as file:
-            torch.save({"config": training.config, "values": values}, file)
-    judged, _ = outcome(density, values, test[:SAMPLES], SAMPLES)
-    spent = {"seconds": training.elapsed}
-    if training.options.compile:
-        spent |= {"compile_seconds": training.compiling}
-    return {
-        "validation": finite(training.best),
-        "steps": training.step,
-        **spent,
-        "steps_per_second": training.step / training.elapsed,
-        "peak_memory_mib": memory.peak(processes.device),
-        **judged,
-        "curve": [[finite(round(value, 4)) for value in point] for point in training.curve],
-    }
+    test = training.data.test
+    judged, _ = outcome(training.averaged, training.tested(test), test[:SAMPLES], SAMPLES)
+    return training.spent | judged
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,23 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for source, configs in grid.items():
         with refusing():
             data = processes.first_alone(partial(options.load, source, processes.device))
-        for config in configs:
-            if config not in [line["config"] for line in lines]:
-                training = Training(
-                    config, data, processes, options.out, code=code_of(versions), every=options.checkpoint
-                )
-                lines.append(
-                    {
-                        "config": config,
-                        "versions": versions,
-                        "published": data.published,
-                        **run(training, resume=options.resume),
-                    }
-                )
-                if processes.rank == 0:
-                    report(lines, options.out)
-            if processes.rank == 0:
-                run_path(config, options.out, "checkpoint").unlink(missing_ok=True)
+
+        def work(config: Config, data: Table = data) -> Line:
+            code, every = code_of(versions), options.checkpoint
+            training = Training(config, data, processes, options.out, code=code, every=every)
+            facts = {"versions": versions, "published": data.published}
+            return facts | run(training, resume=options.resume)
+
+        complete(lines, configs, work, partial(report, out=options.out), options.out, first=processes.rank == 0)
     if processes.rank == 0:
         report(lines, options.out)
         print(f"\n{table(lines)}\n\n{summary(lines, options.out)}\n")

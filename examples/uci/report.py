@@ -1,6 +1,5 @@
 """What the benchmark writes: the results, a table of them, what flowplug's transforms gain, and the curves."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -10,9 +9,10 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from common.paired import estimate
 from common.report import markdown, shown, write_lines, write_text
+from common.runs import Line, log_likelihoods, title_of
 from uci.models import MARGINAL, PLAIN
-from uci.runs import Config, Line, run_path, title_of
 
 Runs = dict[int, tuple[Tensor, Line]]  # by seed: test log-likelihoods, and what else there is
 
@@ -107,28 +107,6 @@ def gains(runs: Runs, plain: Runs) -> dict[int, Tensor]:
 def key_of(line: Line) -> tuple[str, str]:
     """Data and model of a run."""
     return line["config"]["data"], line["config"]["model"]
-
-
-def estimate(values: list[Tensor], sign: str = "") -> str:
-    r"""Mean of ``(rows,)`` of each seed, and the error of rows and seeds together.
-
-    That is :math:`2\sqrt{s_r^2 / R + s_s^2 / S}`, with the standard deviations :math:`s_r` of the R rows' means over
-    seeds and :math:`s_s` of the S seeds' means over rows.
-    """
-    if not values:
-        return ""
-    table = torch.stack(values).double()
-    variance = float(table.mean(0).var()) / table.shape[1]
-    if len(table) > 1:
-        variance += float(table.mean(1).var()) / len(table)
-    return f"{float(table.mean()):{sign}.3f} ± {2 * math.sqrt(variance):.3f}"
-
-
-def log_likelihoods(config: Config, out: Path) -> Tensor | None:
-    """Test log-likelihoods ``(rows,)`` of a run, if they are still there: a run of other options overwrites them."""
-    path = run_path(config, out, "values")
-    saved = torch.load(path, weights_only=True) if path.exists() else {"config": None}
-    return saved["values"] if saved["config"] == config else None
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:

@@ -1,47 +1,26 @@
-"""What the benchmark adds to the common loop: several processes, checkpoints, Polyak averages, an end to patience."""
+"""A run of the benchmark: a flow by its name, on a table."""
 
-import copy
 import math
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
-from common import training
-from common.report import replacing
+from common.densities import Density
+from common.processes import Processes
+from common.resumable import Run, thinned
+from common.runs import Config
 from common.tables import Table
 from uci.models import make
-from uci.processes import Defined, Processes
-from uci.runs import Config, name_of, run_path
 
 CHECK_ROWS = 10_000  # at most
 START_ROWS = 2_000
-OBJECTS = ("density", "averaged", "optimizer")  # of Training, in checkpoints
-NUMBERS = (
-    "step", "checks", "stale", "elapsed", "saved", "loss_sum", "loss_count", "best", "best_state", "curve",
-)  # fmt: skip
 
 
-class Training(training.Training):
-    """One run, all that a checkpoint holds, and how it goes on.
+class Training(Run):
+    """A run on ``data``; the rest is as in `Run`."""
 
-    Args:
-        config: What the run depends on.
-        data: The table.
-        processes: Those that train together.
-        folder: Where its files go.
-        code: What trains, for checkpoints.
-        every: Seconds between these.
-
-    Raises:
-        FloatingPointError: Loss or gradient is not finite; batch and model are saved.
-    """
+    density: Density
+    averaged: Density
 
     def __init__(
         self,
@@ -53,157 +32,25 @@ class Training(training.Training):
         code: str = "",
         every: float = math.inf,
     ) -> None:
-        self.config, self.data, self.processes, self.code, self.every = config, data, processes, code, every
-        self.name = name_of(config)
-        self.checkpoint, self.failure, self.values = (
-            run_path(config, folder, kind) for kind in ("checkpoint", "failure", "values")
-        )
-        self.generator = torch.Generator(processes.device).manual_seed(config["seed"])
-        seed(config["seed"])
-        self.density = make(config["model"], data.features, config["parameters"]).to(processes.device)
-        self.density.start(thinned(data.train, START_ROWS))  # the same in every process
-        self.averaged = copy.deepcopy(self.density)
-        called = cast("nn.Module", training.compiled(self.density)) if "compile" in config else self.density
-        self.parallel: nn.Module = Defined(called)
-        if processes.world > 1:
-            self.parallel = DistributedDataParallel(self.parallel)
-        if processes.rank > 0:  # probes of its own
-            seed(config["seed"] + 1000 * processes.rank)
-        super().__init__(
-            self.density,
-            self.batch_loss,
-            self.batch,
-            options(config),
-            after_step=self.follow,
-            evaluate=self.validation,
-            kept=self.averaged,
-        )
-        self.stale, self.saved = 0, 0.0
+        self.data = data
+        super().__init__(config, processes, folder, code=code, every=every)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Trains from here to the end, and saves what it needs to go on."""
-        for loss in super().__iter__():
-            if self.elapsed - self.saved >= self.every:
-                self.save()
-            yield loss
+    def made(self) -> Density:
+        """The flow, started from some of the rows."""
+        density = make(self.config["model"], self.data.features, self.config["parameters"]).to(self.data.train.device)
+        density.start(thinned(self.data.train, START_ROWS))
+        return density
 
     @property
-    def over(self) -> bool:
-        """Whether the budget is spent, or patience."""
-        return super().over or self.stale >= self.config["patience"]
+    def rows(self) -> int:
+        """Of train."""
+        return len(self.data.train)
 
-    def batch(self, size: int) -> Tensor:
-        """This process's share of one batch of all."""
-        rows = torch.randint(len(self.data.train), (size,), generator=self.generator, device=self.processes.device)
-        return self.data.train[self.processes.share(rows)]
+    def told(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The rows alone."""
+        return (self.data.train[rows],)
 
-    def batch_loss(self, x: Tensor) -> Tensor:
-        """The mean negative log-likelihood, NaN where a layer overflows."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config["amp"]):
-            loss: Tensor = -self.parallel(x).mean()
-        return loss
-
-    def agreed(self, values: Sequence[float]) -> Sequence[float]:
-        """The mean over processes, which so stop at the same step and keep the same time."""
-        return self.processes.mean(values)
-
-    def warm_up(self) -> None:
-        """Has the loss compiled, and leaves the noise as it was: a run that goes on compiles again."""
-        noise, rows = noise_state(self.processes.device), self.generator.get_state()
-        super().warm_up()
-        set_noise_state(noise)
-        self.generator.set_state(rows)
-
-    def follow(self) -> None:
-        """Keeps normflows' bounds, and the average.
-
-        That forgets its start: the decay grows to its final value with the steps. `torch.optim.swa_utils.AveragedModel`
-        would wait for a GPU in each.
-        """
-        self.density.after_step()
-        decay = min(self.config["decay"], (1 + self.step) / (10 + self.step)) if self.step else 0.0
-        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        update(list(self.averaged.parameters()), list(self.density.parameters()), self.step)
-
-    @torch.no_grad()
-    def validation(self) -> float:
-        """The mean log-likelihood of validation rows under the averaged parameters, in nats."""
-        for buffer, value in zip(self.averaged.buffers(), self.density.buffers(), strict=True):
-            buffer.copy_(value)
-        self.averaged.after_step()
-        return float(self.processes.log_likelihoods(self.averaged, thinned(self.data.val, CHECK_ROWS)).mean())
-
-    def validate(self) -> None:
-        """Evaluates, and counts the validations since the best."""
-        before = self.best
-        super().validate()
-        self.stale = 0 if self.best > before else self.stale + 1
-
-    def fail(self, step: int, x: Tensor, what: str) -> NoReturn:
-        """Saves the batch and the model that were to make a step, and raises FloatingPointError."""
-        batch = torch.cat(self.processes.gather(x.cpu()))
-        if self.processes.rank == 0:
-            with replacing(self.failure) as file:
-                torch.save({"step": step, "batch": batch, "model": self.density.state_dict()}, file)
-        raise FloatingPointError(f"{self.name}: the {what}; batch and model: {self.failure}")
-
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        self.read()
-        self.saved = self.elapsed
-        noise = self.processes.gather(noise_state(self.processes.device))
-        if self.processes.rank == 0:
-            objects = {key: getattr(self, key).state_dict() for key in OBJECTS}
-            numbers = {key: getattr(self, key) for key in NUMBERS}
-            known = {"config": self.config, "code": self.code, "noise": noise, "rows": self.generator.get_state()}
-            with replacing(self.checkpoint) as file:
-                torch.save({**known, **objects, **numbers}, file)
-
-    def resume(self) -> None:
-        """Goes on from the checkpoint, if there is one: `uci.runs.check` says whether it may."""
-        if not self.checkpoint.exists():
-            return
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        if missing := {*OBJECTS, *NUMBERS} - set(state):
-            raise ValueError(f"{self.checkpoint} lacks {sorted(missing)}, as other code made it: use another --out")
-        for key in OBJECTS:
-            getattr(self, key).load_state_dict(state[key])
-        for key in NUMBERS:
-            setattr(self, key, state[key])
-        self.generator.set_state(state["rows"])
-        set_noise_state(state["noise"][self.processes.rank])
-
-
-def options(config: Config) -> training.Options:
-    """Those of the common loop."""
-    same = {key: config[key] for key in ("lr", "weight_decay", "warmup", "clip", "batch", "checks")}
-    budget = {"steps": config["steps"]} if config["steps"] else {"seconds": config["seconds"]}
-    clock = time.process_time if "cpu" in config else time.perf_counter
-    return training.Options(**budget, **same, clock=clock, compile="compile" in config)
-
-
-def thinned(rows: Tensor, most: int) -> Tensor:
-    """Every k-th row, so that there are at most so many: tables may be in the order of time."""
-    return rows[:: math.ceil(len(rows) / most)]
-
-
-def seed(number: int) -> None:
-    """Seeds torch, and NumPy's global stream, of which normflows draws the lengths of its roulettes."""
-    torch.manual_seed(number)
-    np.random.seed(number % 2**32)
-
-
-def noise_state(device: torch.device) -> tuple[Any, ...]:
-    """Where the streams of `seed` stand, as torch can save it."""
-    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
-    cuda = torch.cuda.get_rng_state() if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda, [name, keys.tolist(), *rest]
-
-
-def set_noise_state(state: tuple[Any, ...]) -> None:
-    """Goes on from there."""
-    cpu, cuda, numpy = state
-    torch.set_rng_state(cpu)
-    np.random.set_state(numpy)
-    if cuda is not None:
-        torch.cuda.set_rng_state(cuda)
+    @property
+    def validated(self) -> tuple[Tensor, ...]:
+        """Some of the rows of val."""
+        return (thinned(self.data.val, CHECK_ROWS),)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import flowplug as fp
+from common.processes import Processes
 from common.report import read_lines
 from common.tables import load
 from uci import models, report
 from uci.__main__ import measured
-from uci.processes import Processes
 from uci.training import Training
 
 CONFIG = {

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 import flowplug as fp
 
 T = TypeVar("T")
+CHUNK = 1000  # rows that are evaluated at a time
 ASSERTED = "NaN or infinite values"  # what flowplug's layers say when they are compiled: then torch alone can raise
 
 
@@ -65,28 +66,29 @@ class Processes:
         return rows[self.rank :: self.world]
 
     @torch.no_grad()
-    def log_likelihoods(self, density: nn.Module, rows: Tensor) -> Tensor:
-        """The log-likelihood of each row in nats, in eval mode."""
+    def log_likelihoods(self, density: nn.Module, *rows: Tensor) -> Tensor:
+        """The log-likelihood of each row of these tensors in nats, in eval mode."""
         density.eval()
-        own = torch.cat([defined(density, part) for part in torch.split(self.share(rows), 1000)]).cpu()
-        values = own.new_empty(len(rows))
+        parts = zip(*(torch.split(self.share(values), CHUNK) for values in rows), strict=True)
+        own = torch.cat([defined(density, *part) for part in parts]).cpu()
+        values = own.new_empty(len(rows[0]), *own.shape[1:])
         for rank, part in enumerate(self.gather(own)):
             values[rank :: self.world] = part
         return values
 
 
-def defined(density: nn.Module, x: Tensor) -> Tensor:
+def defined(density: nn.Module, *x: Tensor) -> Tensor:
     """Log-likelihoods ``(rows,)``, NaN where a layer overflows: processes that wait for each other cannot raise.
 
     So is the gradient of every parameter then.
     """
     try:
-        values: Tensor = density(x)
+        values: Tensor = density(*x)
     except (fp.NonFiniteError, fp.SingularMatrixError, RuntimeError) as error:
         if not isinstance(error, fp.FlowplugError) and ASSERTED not in str(error):
             raise
         total = torch.stack([parameter.sum() for parameter in density.parameters()]).sum()
-        return (math.nan * total).expand(len(x))
+        return (math.nan * total).expand(len(x[0]))
     return values
 
 
@@ -97,6 +99,6 @@ class Defined(nn.Module):
         super().__init__()
         self.density = density
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Log-likelihoods ``(rows,)`` of ``x: (rows, features)``."""
-        return defined(self.density, x)
+    def forward(self, *x: Tensor) -> Tensor:
+        """Log-likelihoods ``(rows,)`` of the rows of these tensors."""
+        return defined(self.density, *x)

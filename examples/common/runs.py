@@ -1,10 +1,11 @@
 """What a run is known by: its configuration, the code that made it, and its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Config = dict[str, Any]  # data, model, seed, and every option that a run depends on
 Line = dict[str, Any]  # of results.jsonl
@@ -59,3 +60,38 @@ def check(lines: Sequence[Line], configs: Sequence[Config], folder: Path, code: 
             raise ValueError(f"{path} is of a run with other {different}: use another --out")
         if not across and (made := state.get("code", "code that did not say")) != code:
             raise ValueError(f"{path} was made by {made}, this is {code}: {ACCEPT}")
+
+
+def complete(
+    lines: list[Line],
+    configs: Sequence[Config],
+    work: Callable[[Config], Line],
+    report: Callable[[list[Line]], object],
+    folder: Path,
+    *,
+    first: bool,
+) -> None:
+    """Works off the runs that have no line yet.
+
+    Args:
+        lines: Runs that ended; those that end now are added.
+        configs: Runs that are asked for.
+        work: Makes the rest of a line.
+        report: Called with the lines after each run, in the ``first`` process.
+        folder: Where checkpoints are, which a run that has ended leaves none of.
+        first: Whether this process is the first.
+    """
+    for config in configs:
+        if config not in [line["config"] for line in lines]:
+            lines.append({"config": config, **work(config)})
+            if first:
+                report(lines)
+        if first:
+            run_path(config, folder, "checkpoint").unlink(missing_ok=True)
+
+
+def log_likelihoods(config: Config, out: Path) -> Tensor | None:
+    """Test log-likelihoods ``(rows,)`` of a run, if they are still there: a run of other options overwrites them."""
+    path = run_path(config, out, "values")
+    saved = torch.load(path, weights_only=True) if path.exists() else {"config": None}
+    return saved["values"] if saved["config"] == config else None
