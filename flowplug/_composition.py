@@ -1,7 +1,7 @@
 """The two ways to combine transforms, and how a pass through several leaves what lies between them."""
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -53,8 +53,8 @@ class Composition(Transform, abc.ABC):
             torch.Size([5, 1, 4, 4])
         """
         known = list(self._names())
-        unknown = [name for name in names if name not in known]
-        if unknown or isinstance(names, str):
+        listed = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [""]
+        if any(name not in known for name in listed):
             raise ValueError(
                 f"{type(self).__name__}.forward_with_features(names=...) must be a list of names of its parts, "
                 f"{', '.join(known)}; got {names!r}"
@@ -63,13 +63,13 @@ class Composition(Transform, abc.ABC):
         features: dict[str, Tensor] = {}
 
         def call(name: str, part: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
-            inside = [other.removeprefix(f"{name}.") for other in names if other.startswith(f"{name}.")]
+            inside = [other.removeprefix(f"{name}.") for other in listed if other.startswith(f"{name}.")]
             if isinstance(part, Composition) and inside:
                 y, ladj, found = part.forward_with_features(x, context, names=inside)
                 features.update({f"{name}.{other}": feature for other, feature in found.items()})
             else:
                 y, ladj = part(x, context)
-            if name in names:
+            if name in listed:
                 features[name] = y
             return y, ladj
 

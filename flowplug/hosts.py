@@ -72,7 +72,10 @@ class HostTransform(Transform):
             raise ContextError(f"context_features must not be negative; got {context_features}")
         self.host = host
         self.event_dim = event_dim
-        self._latent_dim = len(self.forward_shape((None,) * event_dim))
+        latent = self._forward_shape((None,) * event_dim)
+        self._latent_dim = len(latent)
+        sizes = self._inverse_shape(latent)
+        self.event_shape = sizes if any(size is not None for size in sizes) else None
         self.context_features = context_features
 
     @property

@@ -61,9 +61,8 @@ class Logit(Transform):
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         self._require_inside(x)
-        single = at_least_single(x)
-        smallest = torch.finfo(single.dtype).tiny
-        log, log_rest = (share.clamp(min=smallest).log() for share in self._shares(single))
+        single = at_least_single(x).clamp(*self._inner[x.dtype])
+        log, log_rest = (share.log() for share in self._shares(single))
         ladj = self._sum(math.log(self._slope) - log - log_rest)
         return (log - log_rest).to(x.dtype), ladj.to(x.dtype)
 

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from flowplug._arguments import require_sizes
+from flowplug._arguments import require_positive, require_sizes
 from flowplug._composition import Call, Composition, require_transforms, shared_context
 from flowplug._errors import ShapeError
 from flowplug._transform import Shape, Transform
@@ -51,6 +51,7 @@ class MultiscaleTransform(Composition):
         self.context_features = shared_context("MultiscaleTransform", scales)
         if event_shape is not None:
             require_sizes("MultiscaleTransform", event_shape=event_shape)
+            require_positive("MultiscaleTransform", event_shape=event_shape)
         sizes = scales[0].event_shape if event_shape is None else tuple(event_shape)
         if sizes is None or None in sizes:
             raise ShapeError(

@@ -16,6 +16,7 @@ from flowplug._arguments import (
     require_shape,
 )
 from flowplug._errors import DomainError, DtypeError
+from flowplug._reading import known
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class Dequantize:
                 "were stored, e.g. (255 * x).round().byte()"
             )
         if pixels.dtype != torch.uint8 or self.levels < 2**8:  # others cannot be outside, and are not read
-            low, high = map(int, pixels.aminmax()) if pixels.numel() else (0, 0)
-            if low < 0 or high >= self.levels:
-                raise DomainError(
-                    f"Dequantize expects levels from 0 to {self.levels - 1}; got some from {low} to {high}"
-                )
+            whole = pixels.to(torch.int64)
+            inside = ((whole >= 0) & (whole < self.levels)).all()
+            message = f"Dequantize expects levels from 0 to {self.levels - 1}"
+            if torch.compiler.is_compiling():
+                torch._assert_async(inside, f"{message}; got others")
+            elif known(inside) is False:
+                raise DomainError(f"{message}; got some from {int(whole.min())} to {int(whole.max())}")
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         # As many as leave the sum exact: rounding would carry noise into the next level.
         steps = min(2**30, round(0.5 / torch.finfo(dtype).eps) >> (self.levels - 1).bit_length())

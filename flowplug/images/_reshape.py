@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from flowplug._arguments import as_shape, require_positive, require_shape
@@ -52,12 +53,12 @@ class Reshape(Transform):
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         batch = x.shape[: x.dim() - self.event_dim]
-        return x.reshape(*batch, *self._latent_shape), x.new_zeros(batch)
+        return copied(x, *batch, *self._latent_shape), x.new_zeros(batch)
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         batch = y.shape[: y.dim() - self.latent_dim]
-        return y.reshape(*batch, *self.event_shape), y.new_zeros(batch)
+        return copied(y, *batch, *self.event_shape), y.new_zeros(batch)
 
     def _forward_shape(self, event: Shape) -> Shape:
         del event
@@ -70,3 +71,8 @@ class Reshape(Transform):
     def extra_repr(self) -> str:
         """Names both shapes."""
         return f"{self.event_shape}, {self._latent_shape}"
+
+
+def copied(x: Tensor, *sizes: int) -> Tensor:
+    """The same numbers in memory of their own, as hosts write on what they get."""
+    return x.clone(memory_format=torch.contiguous_format).reshape(sizes)

@@ -78,12 +78,16 @@ class ImageStack(ComposedTransform):
         require_ints("ImageStack", transforms=transforms, context_features=context_features, **given(size=size))
         if transforms < 1:
             raise ValueError(f"ImageStack(transforms=...) must be at least 1; got {transforms}")
+        if context_features < 0:
+            raise ShapeError(f"ImageStack(context_features=...) must not be negative; got {context_features}")
+        if size is not None:
+            require_positive("ImageStack", size=size)
         if start is None:
             start = PixelStart() if math.prod(shape) <= WHOLE else PatchStart()
         require_part("ImageStack", "start", start, "transforms", "a start, such as PixelStart(), or None")
         if size is None:
             size = patch_size(shape, max(1, math.isqrt(PATCH // shape[0])))
-        places = sum(side // size for side in shape[1:]) if size > 0 else 0
+        places = sum(side // size for side in shape[1:])
         parts = start.transforms(shape)
         for number in range(transforms):
             g = LipschitzMLP(

@@ -173,3 +173,17 @@ def test_images_that_cannot_be_squeezed(name):
 def test_empty_batches_never_reach_the_host():
     y, ladj = from_nflows(Scale(form="none that it knows"))(torch.randn(0, 4, 1))
     assert (y.shape, ladj.shape) == ((0, 4, 1), (0, 4))
+
+
+def test_a_multiscale_composite_takes_events_of_its_own_sizes_only():
+    transform = nflows_transforms.MultiscaleCompositeTransform(2)
+    shape = transform.add_transform(nflows_transforms.SqueezeTransform(), (8, 2, 2))
+    transform.add_transform(nflows_transforms.ActNorm(shape[0]), shape)
+    bridged = flowplug_nflows.from_nflows(transform)
+    assert (bridged.event_shape, bridged.latent_shape) == ((2, 4, 4), (32,))
+    with pytest.raises(fp.ShapeError):
+        bridged.inverse(torch.rand(64, 33))
+    with pytest.raises(fp.ShapeError):
+        bridged(torch.rand(64, 2, 8, 8))
+    with pytest.raises(fp.ShapeError):
+        bridged.forward_shape((5, 3, 3))

@@ -52,6 +52,8 @@ class Conv(Layer):
     """A convolution as a `Layer`, of any norm; stands before torch's class of one, two or three dimensions."""
 
     out_channels: int
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
 
     @property
     def width(self) -> int:
@@ -59,11 +61,28 @@ class Conv(Layer):
         return self.out_channels
 
     def affine(self, x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
-        """The map of ``(B, in_channels, *spatial)`` with this weight and a shift ``(out,)`` or ``(B, out)``."""
+        """The map of ``(B, in_channels, *spatial)`` with this weight and a shift ``(out,)`` or ``(B, out)``.
+
+        Raises:
+            ShapeError: An image is smaller than what circular padding takes from its other side.
+        """
+        if self.padding_mode == "circular":
+            self._require_room(x)
         if shift is None or shift.dim() == 1:
             return self._conv_forward(x, weight, shift)  # type: ignore[operator,no-any-return]
         pixels = (1,) * (x.dim() - 2)
         return self._conv_forward(x, weight, None) + shift.reshape(*shift.shape, *pixels)  # type: ignore[operator,no-any-return]
+
+
+    def _require_room(self, x: Tensor) -> None:
+        spatial = x.dim() - 2
+        # As torch holds it: of the last dimension first, before and behind.
+        taken = [max(self._reversed_padding_repeated_twice[2 * i : 2 * i + 2]) for i in range(spatial)][::-1]
+        if any(size < most for size, most in zip(x.shape[2:], taken, strict=True)):
+            raise ShapeError(
+                f"{type(self).__name__} pads by {tuple(taken)} pixels of the other side, and needs images of at least "
+                f"as many; got {tuple(x.shape)}: use padding_mode='zeros', or a smaller kernel"
+            )
 
 
 class Conv2d(Conv, nn.Conv2d):

@@ -74,8 +74,10 @@ class _Waves(NamedTuple):
 
 
 def _waves(kernel: tuple[int, ...], like: Tensor) -> _Waves:
-    # The compiler looks through a cache: to it they are constants.
-    return (_made if torch.compiler.is_compiling() else _kept)(kernel, like.dtype, like.device)
+    # The compiler looks through a cache: to it they are constants. Those made in a mode of torch's dispatcher, as of
+    # fake tensors, hold outside of it no longer.
+    alone = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return (_made if alone else _kept)(kernel, like.dtype, like.device)
 
 
 @functools.lru_cache

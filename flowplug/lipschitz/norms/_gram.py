@@ -113,9 +113,10 @@ class Gram(SpectralNorm):
                 power, factor = power * (1 / size), factor * size ** (2 ** (self.iterations - k) / self._schatten)
         square = power @ power
         trace = (_real(square) * _real(gram)).sum((-2, -1), keepdim=True)
-        # Without powers of 0, whose derivatives are infinite; NaN stays.
-        safe = torch.where(trace == 0, 1, trace)
-        return Bound(torch.where(trace == 0, 0, factor * safe ** (1 / self._schatten)), safe, square)
+        # Without powers of 0, whose derivatives are infinite, and of what rounding leaves below 0 where a convolution
+        # lets a frequency pass by nothing; NaN stays.
+        safe = torch.where(trace <= 0, 1, trace)
+        return Bound(torch.where(trace <= 0, 0, factor * safe ** (1 / self._schatten)), safe, square)
 
 
 class Bound(NamedTuple):
