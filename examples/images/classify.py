@@ -151,7 +151,7 @@ def table(lines: Sequence[Line], out: Path) -> str:
         forms = {"certificate": ".4f", "inverse_error": ".0e", "parameters": ",", "steps": "d"}
         forms |= {"steps_per_second": ".1f"}
         rows.append([*head, estimate([errors(line, values)]), *(shown(line[key], form) for key, form in forms.items())])
-    return markdown([*columns, "steps/s"], rows)
+    return markdown(columns, rows)
 
 
 def draw(lines: Sequence[Line], out: Path) -> None:
