@@ -131,16 +131,8 @@ def errors(line: Line, values: Tensor) -> Tensor:
 def table(lines: Sequence[Line], out: Path) -> str:
     """The results as a Markdown table, a row for each run."""
     columns = [
-        "data",
-        "net",
-        "seed",
-        "error, %",
-        "largest bound",
-        "features inverted",
-        "parameters",
-        "steps",
-        "steps/s",
-    ]
+        "data", "net", "seed", "error, %", "largest bound", "features inverted", "parameters", "steps", "steps/s",
+    ]  # fmt: skip
     rows = list[list[object]]()
     for line in lines:
         config, values = line["config"], log_likelihoods(line["config"], out)
