@@ -5,8 +5,9 @@ Behrmann et al. (2019), "Invertible Residual Networks", at the size of a laptop:
 need no download. Pixels are dequantised anew in each pass; AdamW with warm-up, a cosine schedule and clipped gradients;
 Polyak averages of the parameters are validated, the best is tested.
 
-Writes to the output folder results.jsonl (a line a run, with the commit of the code), table.md, what each run says of
-each test image, and pictures: curves.png, and of each run samples, reconstructions and interpolations.
+Writes to the output folder results.jsonl (a line a run, with the commit of the code), table.md, summary.md (means over
+seeds, and differences from the first model on the same images), what each run says of each test image, and pictures:
+curves.png, and of each run samples, reconstructions and interpolations.
 
     python examples/images.py density --seconds 60
     python examples/images.py density --data mnist.npz --models recommended glow --seeds 0 1 2 --seconds 360 --cpu

@@ -1,12 +1,13 @@
 """Classification by an i-ResNet at several Lipschitz bounds, against the same net without one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import flowplug as fp
 from common.command import OptionError
@@ -17,63 +18,15 @@ from common.runs import Config, Line, log_likelihoods, name_of
 from common.trial import FAILURES
 from images import pictures
 from images.classifier import Classifier, Judged
-from images.data import Images
 from images.grid import Grid
-from images.models import squeezes
+from images.nets import ACTIVATIONS, net
 from images.options import ClassifierOptions
+from images.summary import summary
 from images.training import ImageRun
 
 START = 500  # images to start from
 INVERTED = 100  # images whose features are
 PLAIN = "unconstrained"
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "softplus": nn.Softplus,
-    "lipswish": fp.LipSwish,
-    "sine": fp.Sine,
-    "sine-huber": fp.SineHuber,
-}
-
-
-class PlainBlock(fp.Transform):
-    """``x + g(x)`` with any g: a block of a ResNet, which has no inverse, and of which no log-det is known."""
-
-    event_dim = 3
-
-    def __init__(self, channels: int, hidden: int, activation: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.event_shape = (channels, None, None)
-        self.g = nn.Sequential(
-            nn.Conv2d(channels, hidden, 3, padding=1),
-            activation(),
-            nn.Conv2d(hidden, hidden, 1),
-            activation(),
-            nn.Conv2d(hidden, channels, 3, padding=1),
-        )
-
-    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        del context
-        return x + self.g(x), x.new_zeros(x.shape[:-3])
-
-    def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        raise fp.InverseNotAvailable("PlainBlock: x + g(x) without a bound on g has no inverse")
-
-
-def net(images: Images, config: Config, hidden: int) -> fp.ComposedTransform:
-    """The features of a net: blocks at the scale of the images once squeezed, and at the next where there is room."""
-    channels, activation = images.event_shape[0], ACTIVATIONS[config["activation"]]
-    parts: list[fp.Transform] = [fp.ActNorm(channels, event_dim=3)]
-    for _ in range(max(1, squeezes(images, 2))):
-        channels *= 4
-        parts.append(fp.Squeeze(2))
-        for _ in range(config["blocks"]):
-            if config["bound"] is None:
-                parts.append(PlainBlock(channels, hidden, activation))
-            else:
-                g = fp.LipschitzCNN(channels, (hidden, hidden), bound=config["bound"], activation=activation)
-                parts.append(fp.ResidualTransform(g))
-            parts.append(fp.ActNorm(channels, event_dim=3))
-    return fp.ComposedTransform(*parts)
 
 
 class ClassifierRun(ImageRun):
@@ -128,7 +81,15 @@ class Classify(ClassifierOptions):
 
     def execute(self) -> None:
         """Trains and reports."""
-        Grid(self, configs=self.configs, kind=ClassifierRun, measured=self.measured, table=table, draw=draw).execute()
+        Grid(
+            self,
+            configs=self.configs,
+            kind=ClassifierRun,
+            measured=self.measured,
+            table=table,
+            summary=partial(summary, quantities={"error, %": errors}),
+            draw=draw,
+        ).execute()
 
     def measured(self, run: ClassifierRun) -> Line:
         """What a run is judged by; draws what comes back of features, too."""
@@ -161,31 +122,27 @@ def inverted(stack: fp.Transform, x: Tensor) -> Tensor | None:
     return None
 
 
+def errors(line: Line, values: Tensor) -> Tensor:
+    """Of each image, in per cent."""
+    del line
+    return 100 * (1 - values[:, 2])
+
+
 def table(lines: Sequence[Line], out: Path) -> str:
-    """The results as a Markdown table; differences are paired, from the net without a bound of the same seed."""
+    """The results as a Markdown table, a row for each run."""
     columns = [
-        "data", "net", "seed", "error, % ± 2 s.e.", "difference", "largest bound", "features inverted", "parameters",
-        "steps", "steps/s",
+        "data", "net", "seed", "error, %", "largest bound", "features inverted", "parameters", "steps", "steps/s",
     ]  # fmt: skip
-    rows, plain = list[list[object]](), dict[tuple[str, int], Tensor]()
+    rows = list[list[object]]()
     for line in lines:
-        config = line["config"]
-        key, values = (config["data"], config["seed"]), log_likelihoods(config, out)
+        config, values = line["config"], log_likelihoods(line["config"], out)
         head = [config["data"], config["model"], config["seed"]]
         if "failed" in line or values is None:
-            rows.append([*head, line.get("failed", "without its values"), *[""] * 6])
+            rows.append([*head, line.get("failed", "without its values"), *[""] * 5])
             continue
-        errors = 100 * (1 - values[:, 2])
-        gain = estimate([errors - plain[key]], "+") if key in plain else ""
-        plain.setdefault(key, errors)
-        forms = {
-            "certificate": ".4f",
-            "inverse_error": ".0e",
-            "parameters": ",",
-            "steps": "d",
-            "steps_per_second": ".1f",
-        }
-        rows.append([*head, estimate([errors]), gain, *(shown(line[name], form) for name, form in forms.items())])
+        forms = {"certificate": ".4f", "inverse_error": ".0e", "parameters": ",", "steps": "d"}
+        forms |= {"steps_per_second": ".1f"}
+        rows.append([*head, estimate([errors(line, values)]), *(shown(line[key], form) for key, form in forms.items())])
     return markdown(columns, rows)
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from images import pictures
 from images.grid import Grid
 from images.models import RECIPES
 from images.options import ImageOptions
+from images.summary import summary
 from images.training import DensityRun
 
 SAMPLES = 16  # drawn, timed, and sent to latent and back
@@ -53,8 +55,15 @@ class Density(ImageOptions):
 
     def execute(self) -> None:
         """Trains and reports."""
-        grid = Grid(self, configs=self.configs, kind=DensityRun, measured=self.measured, table=table, draw=self.draw)
-        grid.execute()
+        Grid(
+            self,
+            configs=self.configs,
+            kind=DensityRun,
+            measured=self.measured,
+            table=table,
+            summary=partial(summary, quantities={"bits/dim": in_bits}),
+            draw=self.draw,
+        ).execute()
 
     def measured(self, run: DensityRun) -> Line:
         """What a run is judged by; draws what it makes of images, too."""
@@ -106,28 +115,23 @@ def log_dets(density: torch.nn.Module, x: Tensor, about: Line) -> Line | None:
 
 
 def table(lines: Sequence[Line], out: Path) -> str:
-    """The results as a Markdown table; differences are paired, from the first model of the same seed."""
+    """The results as a Markdown table, a row for each run."""
     columns = [
-        "data", "model", "seed", "test, bits/dim ± 2 s.e.", "difference ± 2 s.e.", "parameters", "steps", "steps/s",
-        "peak MiB", f"{SAMPLES} samples, ms", "round trip", "exact, bits/dim", "as tested less that",
-        "unbiased less that",
+        "data", "model", "seed", "test, bits/dim ± 2 s.e.", "parameters", "steps", "steps/s", "peak MiB",
+        f"{SAMPLES} samples, ms", "round trip", "exact, bits/dim", "as tested less that", "unbiased less that",
     ]  # fmt: skip
-    rows, first = list[list[object]](), dict[tuple[str, int], Tensor | None]()
+    rows = list[list[object]]()
     for line in lines:
         config, values = line["config"], log_likelihoods(line["config"], out)
-        key = config["data"], config["seed"]
-        rows.append([config["data"], config["model"], config["seed"], *cells(line, values, first.get(key))])
-        first.setdefault(key, values)
+        rows.append([config["data"], config["model"], config["seed"], *cells(line, values)])
     return markdown(columns, rows)
 
 
-def cells(line: Line, values: Tensor | None, others: Tensor | None) -> list[str]:
+def cells(line: Line, values: Tensor | None) -> list[str]:
     """The measured columns of one row."""
     if "failed" in line:
-        return [line["failed"], *[""] * 10]
-    bits, other = (None if x is None else in_bits(line, x) for x in (values, others))
-    level = shown(line["bits_per_dim"], ".3f") if bits is None else estimate([bits])
-    gain = "" if bits is None or other is None else estimate([bits - other], "+")
+        return [line["failed"], *[""] * 9]
+    level = shown(line["bits_per_dim"], ".3f") if values is None else estimate([in_bits(line, values)])
     forms = {"steps_per_second": ".1f", "peak_memory_mib": ".0f", "sampling_ms": ".0f", "round_trip_error": ".0e"}
     rest = [shown(line[key], form) for key, form in forms.items()]
     found = line["log_dets"]
@@ -137,4 +141,4 @@ def cells(line: Line, values: Tensor | None, others: Tensor | None) -> list[str]
         pairs = found["as_tested"], found["unbiased"]
         misses = [f"{shown(mean, '+.4f')} ± {shown(error, '.4f')}" for mean, error in pairs]
         log_dets = [shown(found["exact"], ".4f"), *misses]
-    return [level, gain, f"{line['parameters']:,}", str(line["steps"]), *rest, *log_dets]
+    return [level, f"{line['parameters']:,}", str(line["steps"]), *rest, *log_dets]

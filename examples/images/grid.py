@@ -36,6 +36,7 @@ class Grid(Generic[R]):
         kind: Makes a run.
         measured: What a run is judged by.
         table: The lines as a Markdown table, with the files of the folder.
+        summary: Models as a Markdown table, likewise.
         draw: Draws what there is of the lines into the folder.
     """
 
@@ -47,10 +48,11 @@ class Grid(Generic[R]):
         kind: Kind[R],
         measured: Callable[[R], Line],
         table: Callable[[Sequence[Line], Path], str],
+        summary: Callable[[Sequence[Line], Path], str],
         draw: Callable[[Sequence[Line], Path], None],
     ) -> None:
         self.options, self.configs, self.kind = options, configs, kind
-        self.measured, self.table, self.draw = measured, table, draw
+        self.measured, self.table, self.summary, self.draw = measured, table, summary, draw
 
     def execute(self) -> None:
         """Trains what is not trained yet, and reports."""
@@ -73,7 +75,8 @@ class Grid(Generic[R]):
         complete(lines, configs, work, self.report, options.out, first=processes.rank == 0)
         if processes.rank == 0:
             self.report(lines)
-            print(f"\n{self.table(lines, options.out)}\n\nwritten to {options.out}: results.jsonl, table.md, pictures")
+            tables = f"{self.table(lines, options.out)}\n\n{self.summary(lines, options.out)}"
+            print(f"\n{tables}\n\nwritten to {options.out}: results.jsonl, table.md, summary.md, pictures")
         processes.close()
 
     def report(self, lines: Sequence[Line]) -> None:
@@ -81,4 +84,5 @@ class Grid(Generic[R]):
         out = self.options.out
         write_lines(out / "results.jsonl", lines)
         write_text(out / "table.md", f"{self.table(lines, out)}\n")
+        write_text(out / "summary.md", f"{self.summary(lines, out)}\n")
         self.draw(lines, out)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from images.classifier import Classifier, Judged
 from images.grid import Grid
 from images.options import ClassifierOptions
 from images.stacks import STACKS
+from images.summary import summary
 from images.training import ImageRun
 
 WEIGHTS: dict[str, Callable[[int], float]] = {  # lambda, of the dimension D
@@ -76,46 +77,57 @@ class Hybrid(ClassifierOptions):
 
     def execute(self) -> None:
         """Trains and reports."""
-        Grid(self, configs=self.configs, kind=HybridRun, measured=measured, table=table, draw=draw).execute()
+        Grid(
+            self,
+            configs=self.configs,
+            kind=HybridRun,
+            measured=measured,
+            table=table,
+            summary=partial(summary, quantities=QUANTITIES, group=lambda config: str(config["weight"])),
+            draw=draw,
+        ).execute()
 
 
 def measured(run: HybridRun) -> Line:
     """What a run is judged by."""
     found = run.tested(*run.test, by=Judged(run.averaged, density=True))
     images = run.images
-    bits = fp.bits_per_dim(found[:, 0], images.event_shape, levels=images.levels)
+    about = {"event_shape": list(images.event_shape), "levels": images.levels}
     return {
         **run.spent,
-        "event_shape": list(images.event_shape),
-        "levels": images.levels,
+        **about,
         "parameters": size(run.density),
-        "bits_per_dim": finite(float(bits.mean())),
+        "bits_per_dim": finite(float(bits(about, found).mean())),
         "log_likelihood_of_labels": finite(float(found[:, 1].mean())),
         "accuracy": float(found[:, 2].mean()),
     }
 
 
+def accuracy(line: Line, values: Tensor) -> Tensor:
+    """Of each image, in per cent."""
+    del line
+    return 100 * values[:, 2]
+
+
+def bits(line: Line, values: Tensor) -> Tensor:
+    """Of each image, a dimension."""
+    return fp.bits_per_dim(values[:, 0], line["event_shape"], levels=line["levels"])
+
+
+QUANTITIES = {"accuracy, %": accuracy, "bits/dim": bits}
+
+
 def table(lines: Sequence[Line], out: Path) -> str:
-    """The results as a Markdown table; differences are paired, from the first block at the same weight and seed."""
-    columns = [
-        "data", "lambda", "blocks", "seed", "accuracy, % ± 2 s.e.", "difference", "bits/dim ± 2 s.e.", "difference",
-        "parameters", "steps", "steps/s",
-    ]  # fmt: skip
-    rows, first = list[list[object]](), dict[tuple[Any, ...], tuple[Tensor, Tensor]]()
+    """The results as a Markdown table, a row for each run."""
+    columns = ["data", "lambda", "blocks", "seed", *QUANTITIES, "parameters", "steps", "steps/s"]
+    rows = list[list[object]]()
     for line in lines:
-        config = line["config"]
-        key = config["data"], config["weight"], config["seed"]
+        config, values = line["config"], log_likelihoods(line["config"], out)
         head = [config["data"], config["weight"], config["block"], config["seed"]]
-        values = log_likelihoods(config, out)
         if "failed" in line or values is None:
-            rows.append([*head, line.get("failed", "without its values"), *[""] * 6])
+            rows.append([*head, line.get("failed", "without its values"), *[""] * 4])
             continue
-        bits = fp.bits_per_dim(values[:, 0], line["event_shape"], levels=line["levels"])
-        both = 100 * values[:, 2], bits
-        cells = list[str]()
-        for value, other in zip(both, first.get(key, (None, None)), strict=True):
-            cells += [estimate([value]), "" if other is None else estimate([value - other], "+")]
-        first.setdefault(key, both)
+        cells = [estimate([quantity(line, values)]) for quantity in QUANTITIES.values()]
         speed = shown(line["steps_per_second"], ".1f")
         rows.append([*head, *cells, f"{line['parameters']:,}", line["steps"], speed])
     return markdown(columns, rows)

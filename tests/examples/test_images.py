@@ -15,9 +15,10 @@ import flowplug as fp
 import images as package
 from common.processes import Processes
 from common.report import read_lines
-from images import classify, density, models, pictures, stacks
+from images import classify, density, models, nets, pictures, stacks
 from images.classifier import Classifier, Judged
 from images.data import load
+from images.summary import summary
 from images.training import DensityRun
 
 images = importlib.import_module("images.__main__")
@@ -45,8 +46,8 @@ def found(out):
     return {line["config"]["model"]: line for line in read_lines(out / "results.jsonl")}
 
 
-def rows(out):
-    return (out / "table.md").read_text().splitlines()[2:]
+def rows(out, name="table"):
+    return (out / f"{name}.md").read_text().splitlines()[2:]
 
 
 @pytest.mark.slow
@@ -71,9 +72,10 @@ def test_densities_are_trained_judged_and_drawn(tmp_path):
     assert lines["recommended"]["log_dets"]["as_tested"] == [0, 0]
     assert lines["glow"]["log_dets"] is None
     assert (tmp_path / "curves.png").exists()
-    first, *others = rows(tmp_path)
-    assert first.split(" | ")[4] == ""
-    assert all(re.match(r"[+-]\d\.\d{3} ± ", row.split(" | ")[4]) for row in others)
+    assert len(rows(tmp_path)) == 3
+    first, *others = rows(tmp_path, "summary")
+    assert first.endswith(" |  |")
+    assert all(re.search(r"\| [+-]\d\.\d{3} ± \d\.\d{3} \|$", row) for row in others)
 
 
 @pytest.mark.slow
@@ -85,6 +87,8 @@ def test_hybrid_models_are_trained_and_judged(tmp_path):
         assert 0 <= line["accuracy"] <= 1
         assert 0 < line["bits_per_dim"] < 20
     assert len(rows(tmp_path)) == 8
+    differences = [[bool(row.split(" | ")[i].strip(" |")) for i in (4, 6)] for row in rows(tmp_path, "summary")]
+    assert differences == 2 * [[False, False], *3 * [[True, True]]]  # at each weight from the first
 
 
 @pytest.mark.slow
@@ -211,7 +215,7 @@ def test_without_weight_no_log_det_is_computed(digits, monkeypatch):
 
 
 def test_a_plain_block_has_no_inverse(digits):
-    flow = classify.net(digits, {"activation": "elu", "bound": None, "blocks": 1}, 8)
+    flow = nets.net(digits, {"activation": "elu", "bound": None, "blocks": 1}, 8)
     flow.start(torch.rand(70, 1, 8, 8))
     assert classify.inverted(flow, torch.rand(2, 1, 8, 8)) is None
 
@@ -293,3 +297,18 @@ def test_results_are_json_of_finite_numbers(tmp_path, monkeypatch):
     assert line["round_trip_error"] is None
     assert "| 1.0000 | - ± - | +0.5000 ± 0.2500 |" in (tmp_path / "table.md").read_text()
     assert np.isfinite(line["bits_per_dim"])
+
+
+def test_differences_are_of_the_same_images_and_seed(tmp_path):
+    values = {("a", 0): [1.0, 3.0], ("a", 1): [2.0, 2.0], ("b", 1): [3.0, 5.0], ("b", 2): [9.0, 9.0]}
+    lines = []
+    for (model, seed), value in values.items():
+        config = {"data": "some", "model": model, "seed": seed}
+        lines.append({"config": config, "factor": 10})
+        torch.save({"config": config, "values": torch.tensor(value)}, tmp_path / f"some-{model}-{seed}.values.pt")
+    lines.append({"config": {"data": "some", "model": "c", "seed": 0}, "failed": "why"})
+    table = summary(lines, tmp_path, {"value": lambda line, values: line["factor"] * values})
+    a, b, c = (row.split(" | ") for row in table.splitlines()[2:])
+    assert (a[2], a[3].split()[0], a[4].strip(" |")) == ("0 1", "20.000", "")
+    assert (b[2], b[3].split()[0], b[4]) == ("1 2", "65.000", "+20.000 ± 20.000 |")
+    assert (c[2], [cell.strip(" |") for cell in c[3:]]) == ("0", ["", ""])
