@@ -1,11 +1,15 @@
 """Pixels for channels."""
 
+from typing import cast
+
 from torch import Tensor
 
 from flowplug._arguments import require_ints
 from flowplug._errors import ShapeError
 from flowplug._transform import Shape, Transform
 from flowplug.images._reshape import copied
+
+Sizes = tuple[int, ...]
 
 
 class Squeeze(Transform):
@@ -45,13 +49,13 @@ class Squeeze(Transform):
         batch, latent, f = x.shape[:-3], self._forward_shape(tuple(x.shape[-3:])), self.factor
         # torch's pixel_unshuffle, but for batches without rows, which that leaves as they are.
         blocks = x.reshape(*batch, x.shape[-3], x.shape[-2] // f, f, x.shape[-1] // f, f)
-        return copied(blocks.movedim((-3, -1), (-4, -3)), *batch, *latent), x.new_zeros(batch)
+        return copied(blocks.movedim((-3, -1), (-4, -3)), *batch, *cast(Sizes, latent)), x.new_zeros(batch)
 
     def _inverse(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         batch, event, f = y.shape[:-3], self._inverse_shape(tuple(y.shape[-3:])), self.factor
         blocks = y.reshape(*batch, y.shape[-3] // f**2, f, f, *y.shape[-2:])
-        return copied(blocks.movedim((-4, -3), (-3, -1)), *batch, *event), y.new_zeros(batch)
+        return copied(blocks.movedim((-4, -3), (-3, -1)), *batch, *cast(Sizes, event)), y.new_zeros(batch)
 
     def _forward_shape(self, event: Shape) -> Shape:
         channels, *sides = event

@@ -176,10 +176,10 @@ def test_empty_batches_never_reach_the_host():
 
 
 def test_a_multiscale_composite_takes_events_of_its_own_sizes_only():
-    transform = nflows_transforms.MultiscaleCompositeTransform(2)
-    shape = transform.add_transform(nflows_transforms.SqueezeTransform(), (8, 2, 2))
-    transform.add_transform(nflows_transforms.ActNorm(shape[0]), shape)
-    bridged = flowplug_nflows.from_nflows(transform)
+    transform = nt.MultiscaleCompositeTransform(2)
+    shape = transform.add_transform(nt.SqueezeTransform(), (8, 2, 2))
+    transform.add_transform(nt.ActNorm(shape[0]), shape)
+    bridged = from_nflows(transform)
     assert (bridged.event_shape, bridged.latent_shape) == ((2, 4, 4), (32,))
     with pytest.raises(fp.ShapeError):
         bridged.inverse(torch.rand(64, 33))

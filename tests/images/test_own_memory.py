@@ -34,7 +34,7 @@ def test_features_by_a_generator_of_names():
     features = flow.forward_with_features(x, names=(name for name in ["transforms.0"]))[2]
     assert list(features) == ["transforms.0"]
     for names in (None, "transforms.0", ["transforms.2"]):
-        with pytest.raises(ValueError, match="must be a list of names of its parts, transforms.0, transforms.1"):
+        with pytest.raises(ValueError, match=r"must be a list of names of its parts, transforms\.0, transforms\.1"):
             flow.forward_with_features(x, names=names)
 
 

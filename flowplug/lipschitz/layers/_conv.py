@@ -52,7 +52,6 @@ class Conv(Layer):
     """A convolution as a `Layer`, of any norm; stands before torch's class of one, two or three dimensions."""
 
     out_channels: int
-    padding_mode: str
     _reversed_padding_repeated_twice: list[int]
 
     @property
@@ -66,13 +65,12 @@ class Conv(Layer):
         Raises:
             ShapeError: An image is smaller than what circular padding takes from its other side.
         """
-        if self.padding_mode == "circular":
+        if getattr(self, "padding_mode") == "circular":  # noqa: B009 -- torch's class has it
             self._require_room(x)
         if shift is None or shift.dim() == 1:
             return self._conv_forward(x, weight, shift)  # type: ignore[operator,no-any-return]
         pixels = (1,) * (x.dim() - 2)
         return self._conv_forward(x, weight, None) + shift.reshape(*shift.shape, *pixels)  # type: ignore[operator,no-any-return]
-
 
     def _require_room(self, x: Tensor) -> None:
         spatial = x.dim() - 2
