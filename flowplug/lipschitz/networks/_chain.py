@@ -38,22 +38,16 @@ class ChainBranch(NetworkBranch):
     _unit: ChainBranch | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Evaluates the network on rows ``x: (B, *event)``; without a graph, in as little memory as it takes."""
-        if torch.is_grad_enabled() or functional():
+        """Evaluates the network on rows ``x: (B, *event)``, to the bit alike with a graph and without."""
+        if functional() or not all(map(knows_slope, self._network.activations)):
             return super().__call__(x)
-        if self._unit is None:
-            if not all(map(knows_slope, self._network.activations)):
-                return super().__call__(x)
-            self._unit = self._folded()
-        return self._unit._written(x).reshape(x.shape).contiguous()
-
-    def _written(self, x: Tensor) -> Tensor:
-        """The value, of activations with frequency 1, each on top of what it is applied to."""
-        hidden = self._affine(0, self._entered(x))
+        graph = torch.is_grad_enabled()
+        unit = self._folded() if graph or self._unit is None else self._unit
+        self._unit = None if graph else unit
+        hidden = unit._affine(0, self._entered(x))
         for i, activation in enumerate(self._network.activations, 1):
-            value = activation.overwrite(hidden) if isinstance(activation, Activation) else activation(hidden)
-            hidden = self._affine(i, value)
-        return hidden
+            hidden = unit._affine(i, _value(activation, hidden, graph=graph))
+        return hidden.reshape(x.shape).contiguous()
 
     def _entered(self, x: Tensor) -> Tensor:
         """What the first layer sees of rows ``(B, *event)``."""
@@ -82,3 +76,15 @@ class ChainBranch(NetworkBranch):
                 weights[i], shifts[i] = weights[i] * frequency.reshape(-1, 1, *taps), shifts[i] * frequency
                 weights[i + 1] = weights[i + 1] / frequency.reshape(-1, *taps)
         return type(self)(self._network, self.context, weights, shifts)
+
+
+def _value(activation: nn.Module, x: Tensor, *, graph: bool) -> Tensor:
+    """The value, of an activation with frequency 1, on top of what it is applied to where there is no graph."""
+    value: Tensor
+    if not isinstance(activation, Activation) or (graph and activation.frequency(x.shape[1]) is None):
+        value = activation(x)
+    elif graph:
+        value = activation.linearize(x)[0]
+    else:
+        value = activation.overwrite(x)
+    return value

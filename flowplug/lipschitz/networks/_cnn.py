@@ -150,7 +150,8 @@ class CNNBranch(ChainBranch):
     def _entered(self, x: Tensor) -> Tensor:
         """The image, or what the activation at the entry makes of it."""
         entry = cast(LipschitzCNN, self._network).entry
-        return x if entry is None else cast(Tensor, entry(x.clone()))  # some write on their input
+        hidden, _ = _entry(entry, x)
+        return cast(nn.Module, entry)(x.clone()) if hidden is None else hidden  # some write on their input
 
 
 def _entry(activation: nn.Module | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -141,6 +141,19 @@ def test_traces_in_forward_mode(eps):
     torch.testing.assert_close(pushed.tangent, wanted, atol=1e4 * eps, rtol=1e4 * eps)
 
 
+@pytest.mark.parametrize("name", ["3-1-3", "5-1-3", "2-1-4", "3-4", "preactivation"])
+def test_values_are_alike_to_the_bit_with_a_graph_and_without(name):
+    """A reentrant checkpoint makes its first pass without."""
+    branch, x = fp.Branch.of(made(name), None), torch.randn(3, 2, 5, 4)
+    value, kept = branch(x), x.clone()
+    with torch.no_grad():
+        assert torch.equal(branch(x), value)
+        assert torch.equal(branch.linearize(x).y, value)
+    assert value.requires_grad
+    assert branch(x).requires_grad
+    assert torch.equal(x, kept)
+
+
 @pytest.mark.parametrize("name", NO_TRACE)
 def test_networks_of_unknown_trace(name):
     assert fp.Branch.of(made(name), None).linearize(torch.randn(2, 2, 4, 4)).trace() is None
