@@ -8,6 +8,8 @@ import flowplug_nflows
 import flowplug_normflows
 import flowplug_zuko
 
+HOSTS = ["nflows", "normflows", "zuko"]
+
 
 def kinds(stack):
     return [type(part).__name__ for part in stack.transforms]
@@ -98,7 +100,7 @@ def zuko_samples(flow, count):
         (flowplug_normflows.ImageFlow, lambda flow, x: flow.log_prob(x), lambda flow, n: flow.sample(n)[0]),
         (flowplug_zuko.ImageFlow, lambda flow, x: flow().log_prob(x), zuko_samples),
     ],
-    ids=["nflows", "normflows", "zuko"],
+    ids=HOSTS,
 )
 def test_flows_of_hosts_have_the_density_of_the_stack(make, log_prob, sample):
     stack = fp.ImageStack((1, 4, 4), 2, (8,), start=fp.PixelStart(levels=16))
@@ -116,7 +118,7 @@ def test_flows_of_hosts_have_the_density_of_the_stack(make, log_prob, sample):
 
 
 @pytest.mark.parametrize(
-    "make", [flowplug_nflows.ImageFlow, flowplug_normflows.ImageFlow, flowplug_zuko.ImageFlow], ids=str
+    "make", [flowplug_nflows.ImageFlow, flowplug_normflows.ImageFlow, flowplug_zuko.ImageFlow], ids=HOSTS
 )
 def test_a_stack_of_unknown_sizes_has_no_base(make):
     with pytest.raises(fp.ShapeError, match=r"known sizes; Logit has latent_shape None"):
