@@ -26,8 +26,7 @@ def has_a_bound(case: Case) -> bool:
 def respects_its_bound(case: Case) -> None:
     """After 200 Adam steps that enlarge the Jacobian of g, without a manual call, it is within the stated bound."""
     transform = case.build(training=True)
-    for residual, x in _residuals(case, transform):
-        context = case.context if residual.context_features else None
+    for residual, x, context in _residuals(case, transform):
         optimizer = torch.optim.Adam(residual.g.parameters(), lr=0.05)
         for _ in range(200):
             matrix = Branch.of(residual.g, context).jacobian(x)[1]
@@ -51,9 +50,8 @@ def covers_what_it_computes(case: Case) -> None:
 
 def _check_tampered(case: Case, name: str, tamper: Tamper, index: int, part: int) -> None:
     transform = case.build(training=True)
-    residual, x = _residuals(case, transform)[index]
+    residual, x, context = _residuals(case, transform)[index]
     target = _parts(residual.g)[part]
-    context = case.context if residual.context_features else None
     if target is None:
         return
     where = f"{name} on {type(target).__name__}"
@@ -154,12 +152,19 @@ _TAMPERS: dict[str, Tamper] = {
 }
 
 
-def _residuals(case: Case, transform: Any) -> list[tuple[ResidualTransform, Tensor]]:  # noqa: ANN401 -- a host's module
-    """The residual transforms inside, with the rows that each meets in its forward pass, whatever shape these have."""
-    met: dict[ResidualTransform, Tensor] = {}
+Met = tuple[ResidualTransform, Tensor, "Tensor | None"]
 
-    def meet(residual: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        met.setdefault(cast(ResidualTransform, residual), inputs[0].detach())
+
+def _residuals(case: Case, transform: Any) -> list[Met]:  # noqa: ANN401 -- a host's module
+    """The residual transforms inside, with the rows that each meets in its forward pass, and their contexts."""
+    met: dict[ResidualTransform, Met] = {}
+
+    def meet(module: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
+        residual, (x, context) = cast(ResidualTransform, module), (*inputs, None)[:2]
+        x = cast(Tensor, x).detach().flatten(0, -1 - residual.event_dim)
+        told = bool(residual.context_features) and context is not None
+        context = cast(Tensor, context).detach().reshape(len(x), -1) if told else None
+        met.setdefault(residual, (residual, x, context))
 
     parts = [module for module in transform.modules() if isinstance(module, ResidualTransform)]
     handles = [part.register_forward_pre_hook(meet) for part in parts]
@@ -168,7 +173,7 @@ def _residuals(case: Case, transform: Any) -> list[tuple[ResidualTransform, Tens
             direction(x, case.context)
     for handle in handles:
         handle.remove()
-    return [(part, met[part]) for part in parts]
+    return [met[part] for part in parts]
 
 
 def _require_within(lipschitz: LipschitzBound, matrices: Tensor, after: str) -> None:
