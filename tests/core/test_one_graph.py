@@ -18,9 +18,11 @@ BREAKS = {
     "normflows own net": "the host's network writes on its buffers",
     "normflows own CNN": "the host's network writes on its buffers",
 }
+# By wrappers that are there with others, of what is there without.
+AGAIN = ("squeezed", "image flow", "Patches")
 ROWS = {
     **{name: row for name, row in CORE.items() if name not in BREAKS},
-    **{name: row for name, row in ADAPTERS.items() if name not in BREAKS},
+    **{name: row for name, row in ADAPTERS.items() if name not in BREAKS and not name.endswith(AGAIN)},
 }
 
 
