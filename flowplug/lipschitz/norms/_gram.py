@@ -70,7 +70,12 @@ class Gram(SpectralNorm):
     def tops(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Those of the largest bound, without the matrices: of the Gram matrices at all frequencies together."""
         scaled = (weight / _largest(weight, tuple(range(weight.dim()))) for weight in map(at_least_single, weights))
-        return [bound.relative.flatten().argmax() for bound in self._bounds(list(map(grams, scaled)))]
+        stacks = [grams(weight) for weight in scaled]
+        # Each at a scale of its own, too: powers underflow where a convolution lets next to nothing of a frequency pass.
+        scales = [_largest(stack, (-2, -1)) for stack in stacks]
+        bounds = self._bounds([stack / scale for stack, scale in zip(stacks, scales, strict=True)])
+        found = zip(bounds, scales, strict=True)
+        return [(bound.relative * scale.sqrt()).flatten().argmax() for bound, scale in found]
 
     def _bounds(self, grams: Sequence[Tensor]) -> list[Bound]:
         """For stacks of matrices with these :math:`G_1`, those of one size together."""
