@@ -71,7 +71,7 @@ class Gram(SpectralNorm):
         """Those of the largest bound, without the matrices: of the Gram matrices at all frequencies together."""
         scaled = (weight / _largest(weight, tuple(range(weight.dim()))) for weight in map(at_least_single, weights))
         stacks = [grams(weight) for weight in scaled]
-        # Each at a scale of its own, too: powers underflow where a convolution lets next to nothing of a frequency pass.
+        # Each at a scale of its own, too: powers underflow where a convolution lets hardly any of a frequency pass.
         scales = [_largest(stack, (-2, -1)) for stack in stacks]
         bounds = self._bounds([stack / scale for stack, scale in zip(stacks, scales, strict=True)])
         found = zip(bounds, scales, strict=True)
