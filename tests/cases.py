@@ -132,6 +132,15 @@ def cnn(*, logdet=None, **keywords):
     return fp.ResidualTransform(fp.LipschitzCNN(2, (4, 4), **keywords), logdet=logdet)
 
 
+def low_pass(**keywords):
+    """Kernels that let some frequencies pass by nothing, at which rounding decides."""
+    transform = cnn(**keywords)
+    with torch.no_grad():
+        for layer in transform.g.layers:
+            layer.weight.fill_(1.0)
+    return transform
+
+
 def dense_net(*, logdet=None, **keywords):
     return fp.ResidualTransform(fp.LipschitzDenseNet(hidden_features=(4, 4), **keywords), logdet=logdet)
 
@@ -249,6 +258,7 @@ CORE = {
     "Residual CNN preactivation": Row(
         lambda **k: cnn(preactivation=True, activation=fp.LipSwish, **k), event=(2, 2, 2)
     ),
+    "Residual CNN low-pass": Row(low_pass, event=(2, 2, 2)),
     "Residual CNN context": Row(lambda **k: cnn(context_features=2, **k), event=(2, 2, 2), context=2),
     "Residual DenseNet": Row(lambda **k: dense_net(features=3, **k)),
     "Residual DenseNet context": Row(lambda **k: dense_net(features=3, context_features=2, **k), context=2),

@@ -38,6 +38,7 @@ ALL = NETWORKS | NO_TRACE
 
 def made(name, **keywords):
     with warnings.catch_warnings():
+        # torch's, of a copy that its padding makes: even kernels are tried on purpose
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel")
         g = ALL[name](**keywords)
         g(torch.zeros(1, 2, 6, 6), *([torch.zeros(1, 2)] if g.context_features else []))
