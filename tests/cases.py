@@ -176,7 +176,15 @@ def patches(**keywords):
 
 def image_stack(**keywords):
     start = fp.PixelStart(levels=64, low=-8.0, high=8.0)
-    return fp.ImageStack((1, 2, 4), 2, (4,), context_features=2, start=start, **keywords)
+    return trained(fp.ImageStack((1, 2, 4), 2, (4,), context_features=2, start=start, **keywords))
+
+
+def trained(stack):
+    """The stack, whose residual transforms are no identities any more."""
+    for module in stack.modules():
+        if isinstance(module, fp.LipschitzMLP):
+            nn.init.normal_(module.layers[-1].weight)
+    return stack
 
 
 def published(**keywords):
@@ -233,7 +241,7 @@ CORE = {
     ),
     "Image stack": Row(image_stack, event=(1, 2, 4), context=2, exempt=GRID),
     "Image stack of patches": Row(
-        lambda **k: fp.ImageStack((1, 2, 4), 1, (4,), start=fp.PatchStart(2), **k), event=(1, 2, 4)
+        lambda **k: trained(fp.ImageStack((1, 2, 4), 1, (4,), start=fp.PatchStart(2), **k)), event=(1, 2, 4)
     ),
     "Published stack": Row(published, event=(1, 2, 2), **UNIT),
     "Squeezed": Row(squeezed, event=(1, 2, 4)),

@@ -31,6 +31,9 @@ R = TypeVar("R", bound="Run")
 class Run(training.Training, abc.ABC):
     """One run, all that a checkpoint holds, and how it goes on; a subclass says what is trained on what.
 
+    Attributes:
+        start_seconds: Of the budget, what `made` spent before the first step.
+
     Args:
         config: What the run depends on.
         processes: Those that train together.
@@ -41,6 +44,8 @@ class Run(training.Training, abc.ABC):
     Raises:
         FloatingPointError: Loss or gradient is not finite; batch and model are saved.
     """
+
+    start_seconds: float = 0.0
 
     def __init__(
         self, config: Config, processes: Processes, folder: Path, *, code: str = "", every: float = math.inf
@@ -69,7 +74,7 @@ class Run(training.Training, abc.ABC):
             evaluate=self.validation,
             kept=self.averaged,
         )
-        self.stale, self.saved = 0, 0.0
+        self.stale, self.saved, self.elapsed = 0, 0.0, self.start_seconds
 
     def __iter__(self) -> Iterator[Tensor]:
         """Trains from here to the end, and saves what it needs to go on."""
@@ -184,6 +189,7 @@ class Run(training.Training, abc.ABC):
             "validation": finite(self.best),
             "steps": self.step,
             "seconds": self.elapsed,
+            "start_seconds": self.start_seconds,
             **compiling,
             "steps_per_second": self.step / self.elapsed,
             "peak_memory_mib": memory.peak(self.processes.device),

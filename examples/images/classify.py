@@ -46,7 +46,7 @@ class ClassifierRun(ImageRun):
             return Classifier(stack, views, images.event_shape, images.classes, 0.0, *sizes)
 
         made = nearest(model, config["parameters"]).to(self.processes.device)
-        made.start(self.some(START)[0])
+        self.start(made.start, START)
         return made
 
 

@@ -46,7 +46,7 @@ class HybridRun(ImageRun):
             return Classifier(stack, kind.views(stack, images), images.event_shape, images.classes, weight, *sizes)
 
         made = nearest(model, config["parameters"]).to(self.processes.device)
-        made.start(self.some(kind.start)[0])
+        self.start(made.start, kind.start)
         return made
 
 

@@ -30,9 +30,9 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Recommended:
-    """Residual transforms of patches behind a start from data, as many as by default."""
+    """Residual transforms of patches amid a start from data, as many as by default."""
 
-    start: int = 10_000
+    start: int = 50_000
 
     def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
         """An `flowplug.ImageStack`."""
@@ -41,10 +41,12 @@ class Recommended:
 
     def stack(self, images: Images, hidden: int) -> fp.ImageStack:
         """The same."""
-        shape = images.event_shape
-        # Its own choice, for as many levels as there are.
-        start = fp.PixelStart(levels=images.levels) if math.prod(shape) <= 1024 else fp.PatchStart()
-        return fp.ImageStack(shape, hidden_features=(hidden,), start=start)
+        return fp.ImageStack(images.event_shape, hidden_features=(hidden,), start=start_of(images))
+
+
+def start_of(images: Images) -> fp.ImageStart:
+    """The start that `flowplug.ImageStack` would choose, for as many levels as there are."""
+    return fp.PixelStart(levels=images.levels) if math.prod(images.event_shape) <= 1024 else fp.PatchStart()
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,45 @@ class Published:
 
 @dataclass(frozen=True)
 class Glow:
-    """Blocks of normflows' Glow on logits, squeezed once, with or without transforms of flowplug behind them."""
+    """Blocks of normflows' Glow on logits, squeezed once."""
 
     blocks: int = 16
-    behind: Callable[[Images, int], fp.Transform] | None = None
     start: int = 1000
 
     def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
         """A flow of one scale."""
-        parts: list[fp.Transform] = [fp.Logit(config["alpha"]), fp.Squeeze(2)]
-        parts.append(glow_blocks(4 * images.event_shape[0], hidden, self.blocks))
-        if self.behind is not None:
-            parts += [fp.InverseTransform(fp.Squeeze(2)), self.behind(images, hidden)]
-        return fp.ComposedTransform(*parts)
+        return fp.ComposedTransform(fp.Logit(config["alpha"]), *squeezed_blocks(images, hidden, self.blocks))
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Blocks of Glow behind the residual transforms of the recommended flow, amid the same start."""
+
+    blocks: int = 8
+    widest: int = 256
+    start: int = 10_000
+
+    def __call__(self, images: Images, config: Config, hidden: int) -> fp.Transform:
+        """Residual networks of twice the width of Glow's, but no wider than by default."""
+        del config
+        start = Amid(start_of(images), tuple(squeezed_blocks(images, hidden, self.blocks)))
+        return fp.ImageStack(images.event_shape, hidden_features=(min(2 * hidden, self.widest),), start=start)
+
+
+@dataclass(frozen=True)
+class Amid:
+    """A start, and other transforms between the residual ones and what is last of it."""
+
+    start: fp.ImageStart
+    parts: tuple[fp.Transform, ...]
+
+    def before(self, event_shape: Sequence[int]) -> list[fp.Transform]:
+        """As of the start."""
+        return self.start.before(event_shape)
+
+    def behind(self, event_shape: Sequence[int]) -> list[fp.Transform]:
+        """The others first."""
+        return [*self.parts, *self.start.behind(event_shape)]
 
 
 @dataclass(frozen=True)
@@ -108,32 +136,16 @@ class MultiscaleGlow:
         return fp.ComposedTransform(fp.Logit(config["alpha"]), multiscale)
 
 
+def squeezed_blocks(images: Images, hidden: int, count: int) -> list[fp.Transform]:
+    """Blocks of Glow on images squeezed once, which come out as they were."""
+    blocks = glow_blocks(4 * images.event_shape[0], hidden, count)
+    return [fp.Squeeze(2), blocks, fp.InverseTransform(fp.Squeeze(2))]
+
+
 def glow_blocks(channels: int, hidden: int, count: int) -> fp.Transform:
     """Blocks of normflows, as its documentation builds them."""
     blocks = [nf.flows.GlowBlock(channels, hidden, split_mode="channel", scale=True) for _ in range(count)]
     return from_normflows(blocks, event_dim=3)
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """No start: what stands before the residual transforms has one."""
-
-    def transforms(self, event_shape: Sequence[int]) -> list[fp.Transform]:
-        """No transforms."""
-        del event_shape
-        return []
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Residual transforms of patches, as in the recommended flow."""
-
-    transforms: int = 4
-    widest: int = 128
-
-    def __call__(self, images: Images, hidden: int) -> fp.Transform:
-        """Networks of twice the width of Glow's, but no wider than by default."""
-        return fp.ImageStack(images.event_shape, self.transforms, (min(2 * hidden, self.widest),), start=Nothing())
 
 
 def squeezes(images: Images, most: int) -> int:
@@ -155,7 +167,7 @@ RECIPES: dict[str, Recipe] = {
     "published-learned-order": Published(norm=fp.LearnedOrder(shared=True)),
     "glow": Glow(),
     "glow-multiscale": MultiscaleGlow(),
-    "glow+flowplug": Glow(blocks=8, behind=Patches()),
+    "glow+flowplug": Mixed(),
 }
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import normflows as nf
 
@@ -76,13 +75,15 @@ def behind_squeezes(stack: fp.ComposedTransform, images: Images) -> Views:
     return dict.fromkeys((f"transforms.{place}" for place in places), None)
 
 
-def in_pixels(stack: fp.ComposedTransform, images: Images) -> Views:
-    """A branch at the end that sees the latent as an image, a whitening undone, squeezed as often as published."""
-    parts = [cast(fp.Transform, part) for part in stack.transforms]
-    whitening = [part for part in parts if isinstance(part, fp.Reshape | fp.Whitening)]
+def behind_patches(stack: fp.ComposedTransform, images: Images) -> Views:
+    """A branch behind the last residual transform, before pixels are mixed, squeezed as often as published."""
+    places = [
+        number
+        for number, part in enumerate(stack.transforms)
+        if isinstance(part, fp.PatchTransform) and isinstance(part.transform, fp.ResidualTransform)
+    ]
     squeezed = [fp.Squeeze(2) for _ in range(max(1, squeezes(images, 2)))]
-    back = [fp.InverseTransform(fp.ComposedTransform(*whitening))] if whitening else []
-    return {f"transforms.{len(parts) - 1}": fp.ComposedTransform(*back, *squeezed)}
+    return {f"transforms.{places[-1]}": fp.ComposedTransform(*squeezed)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Stack:
 
 STACKS = {
     "residual": Stack(residual),
-    "recommended": Stack(recommended, in_pixels, RECOMMENDED.start),
+    "recommended": Stack(recommended, behind_patches, RECOMMENDED.start),
     "coupling": Stack(coupling),
     "coupling+1x1": Stack(partial(coupling, mixed=True)),
 }

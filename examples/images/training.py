@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from common.densities import Density, Model
 from common.processes import Processes
-from common.resumable import Run
+from common.resumable import Run, options
 from common.runs import Config
 from images.data import Images
 from images.models import RECIPES, make
@@ -56,9 +57,12 @@ class ImageRun(Run):
         """Images and their labels."""
         return self.val
 
-    def some(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Images to start from, and their labels: the first, with noise that depends on no seed."""
-        return self.images.fixed(self.images.train, rows)
+    def start(self, by: Callable[[Tensor], object], rows: int) -> None:
+        """Calls a model's start with so many images, the first, with noise of no seed; its time is part of the run."""
+        images, clock = self.images.fixed(self.images.train, rows)[0], options(self.config).clock
+        begun = clock()
+        by(images)
+        self.start_seconds = clock() - begun
 
 
 class DensityRun(ImageRun):
@@ -70,7 +74,7 @@ class DensityRun(ImageRun):
     def made(self) -> Density:
         """The flow, started from some of the images."""
         density = make(self.images, self.config).to(self.processes.device)
-        density.start(self.some(RECIPES[self.config["model"]].start)[0])
+        self.start(density.start, RECIPES[self.config["model"]].start)
         return density
 
     def told(self, rows: Tensor) -> tuple[Tensor, ...]:

@@ -21,12 +21,13 @@ PATCH = 64  # numbers of a patch that a residual transform maps
 
 
 class ImageStack(ComposedTransform):
-    r"""Residual transforms of patches behind a start from data: :math:`f = a \circ r_n \circ \dots \circ r_1 \circ s`.
+    r"""Residual transforms of patches amid a start from data: :math:`f = a \circ t \circ r_n \dots r_1 \circ s`.
 
-    The start s, without training, leaves pixels of unit variance and little correlation. Each r is a `PatchTransform`
-    of a `ResidualTransform` whose `LipschitzMLP` sees a patch as a row of a table, told its place, and every second one
-    tiles the image between the patches of the one before; a is an `ActNorm` of channels. Start by `start` from some
-    thousands of dequantised images, as s keeps what its first batch told it.
+    The start, s first and t last, leaves pixels of unit variance and little correlation, without training. Each r is a
+    `PatchTransform` of a `ResidualTransform` whose `LipschitzMLP` sees a patch as a row of a table, told its place, and
+    every second one tiles the image between the patches of the one before. All r start as identities; a is an `ActNorm`
+    of channels. Start by `start` from as many dequantised images as there are, some tens of thousands, as s and t keep
+    what their first batch told them.
 
     A patch of up to 128 numbers has an exact log-det in eval mode, and so have the images.
 
@@ -61,8 +62,8 @@ class ImageStack(ComposedTransform):
     def __init__(
         self,
         event_shape: Sequence[int],
-        transforms: int = 8,
-        hidden_features: Sequence[int] = (128,),
+        transforms: int = 4,
+        hidden_features: Sequence[int] = (256,),
         *,
         context_features: int = 0,
         size: int | None = None,
@@ -84,11 +85,12 @@ class ImageStack(ComposedTransform):
             require_positive("ImageStack", size=size)
         if start is None:
             start = PixelStart() if math.prod(shape) <= WHOLE else PatchStart()
-        require_part("ImageStack", "start", start, "transforms", "a start, such as PixelStart(), or None")
+        for part in ("before", "behind"):
+            require_part("ImageStack", "start", start, part, "a start, such as PixelStart(), or None")
         if size is None:
             size = patch_size(shape, max(1, math.isqrt(PATCH // shape[0])))
         places = sum(side // size for side in shape[1:])
-        parts = start.transforms(shape)
+        parts = start.before(shape)
         for number in range(transforms):
             g = LipschitzMLP(
                 shape[0] * size**2,
@@ -97,10 +99,11 @@ class ImageStack(ComposedTransform):
                 bound=bound,
                 norm=norm,
                 activation=activation,
+                zero_last=True,
             )
             residual = ResidualTransform(g, logdet=logdet, eval_logdet=eval_logdet, solver=solver)
             parts.append(PatchTransform(residual, shape, size, shift=size // 2 * (number % 2)))
-        super().__init__(*parts, ActNorm(shape[0], event_dim=3))
+        super().__init__(*parts, *start.behind(shape), ActNorm(shape[0], event_dim=3))
 
 
 def image_shape(owner: str, event_shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What stands before the residual transforms of an image flow: transforms that start from the data's pixels."""
+"""What stands around the residual transforms of an image flow: transforms that start from the data's pixels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ from flowplug.marginal import HistogramGaussianization, MarginalGaussianization
 class ImageStart(Protocol):
     """Makes the transforms that take the scales, shapes and correlations of pixels off the rest of a flow.
 
+    Both lists hold transforms of images ``(C, H, W)`` that keep the shape; between them stand the residual transforms,
+    which start as identities, so that what is behind them starts from the data as well.
+
     Example:
-        >>> [type(part).__name__ for part in PatchStart(size=4).transforms((1, 8, 8))][:2]
+        >>> [type(part).__name__ for part in PatchStart(size=4).before((1, 8, 8))]
         ['PatchTransform', 'PatchTransform']
     """
 
-    def transforms(self, event_shape: Sequence[int]) -> list[Transform]:
-        """Transforms of images ``(C, H, W)``, data to latent, that keep the shape."""
+    def before(self, event_shape: Sequence[int]) -> list[Transform]:
+        """What comes first, data to latent."""
+
+    def behind(self, event_shape: Sequence[int]) -> list[Transform]:
+        """What comes last."""
 
 
 @dataclass(frozen=True)
 class PixelStart:
-    r"""For images of things in place, as digits: the histogram of every pixel, then the covariance of all.
+    r"""For images of things in place, as digits: the histogram of every pixel, and behind all the covariance of all.
 
-    A `HistogramGaussianization` of each pixel and a `Whitening` of the whole image, a matrix of :math:`(C H W)^2`
-    numbers, both without parameters.
+    A `HistogramGaussianization` of each pixel first and a `Whitening` of the whole image last, a matrix of
+    :math:`(C H W)^2` numbers, both without parameters: what is between them maps pixels, not mixtures of them.
 
     Args:
         levels: Number of grey levels.
@@ -59,23 +65,22 @@ class PixelStart:
                 f"high={self.high}"
             )
 
-    def transforms(self, event_shape: Sequence[int]) -> list[Transform]:
-        """Four transforms, two of which reshape."""
+    def before(self, event_shape: Sequence[int]) -> list[Transform]:
+        """The histograms."""
+        return [HistogramGaussianization(event_shape, levels=self.levels, low=self.low, high=self.high)]
+
+    def behind(self, event_shape: Sequence[int]) -> list[Transform]:
+        """The covariance, and what reshapes for it."""
         size = math.prod(event_shape)
-        return [
-            HistogramGaussianization(event_shape, levels=self.levels, low=self.low, high=self.high),
-            Reshape(event_shape, size),
-            Whitening(size),
-            Reshape(size, event_shape),
-        ]
+        return [Reshape(event_shape, size), Whitening(size), Reshape(size, event_shape)]
 
 
 @dataclass(frozen=True)
 class PatchStart:
-    r"""For photographs, whose statistics are alike everywhere: those of patches, twice, the second time between.
+    r"""For photographs, whose statistics are alike everywhere: those of patches, first and last.
 
-    Each time a `Whitening` and a `MarginalGaussianization` of all patches ``(C, s, s)``, tiled anew; nothing depends on
-    the size of the image, and few images hold many patches.
+    Each time a `Whitening` and a `MarginalGaussianization` of all patches ``(C, s, s)``, the last time of those that
+    lie between the first; nothing depends on the size of the image, and few images hold many patches.
 
     Args:
         size: The side s of the patches; of the divisors of both sides of the image the largest up to this one is taken.
@@ -98,15 +103,20 @@ class PatchStart:
         if self.knots < 3 or self.knots % 2 == 0:
             raise ValueError(f"PatchStart(knots=...) must be odd and at least 3; got {self.knots}")
 
-    def transforms(self, event_shape: Sequence[int]) -> list[Transform]:
-        """Four transforms of patches."""
+    def before(self, event_shape: Sequence[int]) -> list[Transform]:
+        """Two transforms of patches."""
+        return self._of_patches(event_shape, shifted=False)
+
+    def behind(self, event_shape: Sequence[int]) -> list[Transform]:
+        """Two transforms of the patches between them."""
+        return self._of_patches(event_shape, shifted=True)
+
+    def _of_patches(self, event_shape: Sequence[int], *, shifted: bool) -> list[Transform]:
         size = patch_size(event_shape, self.size)
-        features, parts = event_shape[0] * size**2, list[Transform]()
-        for shift in (0, size // 2):
-            parts.append(PatchTransform(Whitening(features), event_shape, size, shift=shift))
-            marginals = MarginalGaussianization(features, knots=self.knots, share=1.0)
-            parts.append(PatchTransform(marginals, event_shape, size, shift=shift))
-        return parts
+        features, shift = event_shape[0] * size**2, size // 2 if shifted else 0
+        marginals = MarginalGaussianization(features, knots=self.knots, share=1.0)
+        parts: list[Transform] = [Whitening(features), marginals]
+        return [PatchTransform(part, event_shape, size, shift=shift) for part in parts]
 
 
 def patch_size(event_shape: Sequence[int], most: int) -> int:

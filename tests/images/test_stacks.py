@@ -23,39 +23,33 @@ def digits(count, *shape):
 
 def test_small_images_start_from_pixels_and_others_from_patches():
     stack = fp.ImageStack((1, 28, 28), 2)
-    assert kinds(stack) == [
-        "HistogramGaussianization",
-        "Reshape",
-        "Whitening",
-        "Reshape",
-        "PatchTransform",
-        "PatchTransform",
-        "ActNorm",
-    ]
-    assert [part.size for part in stack.transforms[4:6]] == [7, 7]
-    assert [part.shift for part in stack.transforms[4:6]] == [0, 3]
+    around = ["Reshape", "Whitening", "Reshape", "ActNorm"]
+    assert kinds(stack) == ["HistogramGaussianization", "PatchTransform", "PatchTransform", *around]
+    assert [(part.size, part.shift) for part in stack.transforms[1:3]] == [(7, 0), (7, 3)]
     stack = fp.ImageStack((3, 32, 32), 2)
     assert kinds(stack) == ["PatchTransform"] * 6 + ["ActNorm"]
-    assert [(part.size, part.shift) for part in stack.transforms[:6]] == [
-        (16, 0),
-        (16, 0),
-        (16, 8),
-        (16, 8),
-        (4, 0),
-        (4, 2),
-    ]
+    sizes = [(part.size, part.shift) for part in stack.transforms[:6]]
+    assert sizes == [(16, 0), (16, 0), (4, 0), (4, 2), (16, 8), (16, 8)]
 
 
 @pytest.mark.parametrize("start", [fp.PixelStart(levels=16), fp.PatchStart(4)])
 def test_a_start_leaves_little_correlation(start):
+    stack = fp.ImageStack((1, 8, 8), 2, (8,), start=start)
     x = digits(2000, 1, 8, 8)
-    stack = fp.ImageStack((1, 8, 8), 1, (8,), start=start)
     stack.start(x)
-    count = len(start.transforms((1, 8, 8)))
-    y = fp.ComposedTransform(*stack.transforms[:count]).eval()(x)[0].detach().flatten(1)
+    y = stack.eval()(x)[0].detach().flatten(1)
     assert abs(float(y.std()) - 1) < 0.1
     correlation = torch.corrcoef(y.T) - torch.eye(64)
     assert float(correlation.square().mean().sqrt()) < 0.06
+
+
+def test_residual_transforms_start_as_identities():
+    stack = fp.ImageStack((1, 8, 8), 2, (8,))
+    for part in stack.transforms[1:3]:
+        x = torch.randn(3, 1, 8, 8)
+        y, ladj = part.eval()(x)
+        assert torch.equal(y, x)
+        assert torch.equal(ladj, torch.zeros(3))
 
 
 def test_a_start_costs_fewer_bits_than_the_levels():
