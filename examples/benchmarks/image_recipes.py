@@ -89,7 +89,10 @@ class Recipe:
     def stack(self, images: Images, transforms: int, hidden: int) -> fp.ImageStack:
         """The flow."""
         start = Ordered(start_of(images), self.order, self.marginals)
-        sizes = {"transforms": round(self.number * transforms), "hidden_features": (round(self.width * hidden),)}
+        sizes = {
+            "transforms": max(1, round(self.number * transforms)),
+            "hidden_features": (round(self.width * hidden),),
+        }
         stack = fp.ImageStack(images.event_shape, start=start, **{**sizes, **self.options})
         if not self.identities:
             for module in stack.modules():
@@ -159,7 +162,7 @@ def measure(settings: Settings) -> Iterator[Measurement]:
             density = of_transform(stack, images.event_shape)
             begun = time.process_time()
             density.start(images.fixed(images.train, recipe.images)[0])
-            left = settings.seconds - (time.process_time() - begun)
+            left = max(1e-3, settings.seconds - (time.process_time() - begun))
             before = bits(density.eval(), images, x)
             told = {"lr": 3e-3, "batch": 64, "weight_decay": 1e-4} | dict(recipe.training)
             options = Options(seconds=left, clock=time.process_time, **told)

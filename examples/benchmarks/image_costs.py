@@ -10,8 +10,8 @@
    and with the published protocol, a power series of 20 terms and more by roulette, one length for all.
 5. The time of sampling.
 
-    python examples/benchmarks/images.py
-    python examples/benchmarks/images.py --data FILE.npz --steps 300
+    python examples/benchmarks/image_costs.py
+    python examples/benchmarks/image_costs.py --data FILE.npz --steps 300
 """
 
 import math
