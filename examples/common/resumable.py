@@ -74,6 +74,8 @@ class Run(training.Training, abc.ABC):
             evaluate=self.validation,
             kept=self.averaged,
         )
+        # All processes go on from the same time, or one of them might be over while others wait for it.
+        (self.start_seconds,) = self.agreed([self.start_seconds])
         self.stale, self.saved, self.elapsed = 0, 0.0, self.start_seconds
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -85,8 +87,8 @@ class Run(training.Training, abc.ABC):
 
     @property
     def over(self) -> bool:
-        """Whether the budget is spent, or patience."""
-        return super().over or self.stale >= self.config["patience"]
+        """Whether the budget is spent, or patience, once there has been a step: a start may take longer than all."""
+        return self.step > 0 and (super().over or self.stale >= self.config["patience"])
 
     @abc.abstractmethod
     def made(self) -> Model:

@@ -32,6 +32,13 @@ def test_docstring_example(example):
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
+def test_no_script_hides_a_package():
+    places = [*(Path(common.__file__).parents[1]).glob("*/*.py"), *Path(fp.__file__).parents[1].glob("*/*.py")]
+    packages = {path.parent.name for path in places if path.name == "__init__.py"}
+    scripts = {path.stem for path in places if path.parent.name in ("benchmarks", "tutorials")}
+    assert not packages & scripts  # a script's own folder comes first where modules are looked for
+
+
 def rows(*shape):
     return torch.randn(*shape, dtype=torch.float64).numpy()
 

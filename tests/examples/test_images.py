@@ -153,6 +153,19 @@ def test_noise_and_mirror_images_are_fresh_in_each_pass(digits, tmp_path):
     assert all(torch.equal(image, plain) for image, other in zip(levels, mirrored, strict=True) if not other)
 
 
+def test_a_start_is_training_time_and_leaves_a_step(digits, tmp_path):
+    run = DensityRun({**CONFIG, "seconds": 1e-9, "steps": 0}, digits, Processes("cpu"), tmp_path)
+    assert run.elapsed == run.start_seconds > 1e-9
+    assert len(list(run)) == 1
+    run.restore()  # of the validation behind it
+
+
+def test_processes_agree_on_the_time_of_a_start(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(DensityRun, "agreed", lambda run, values: [7.0 for _ in values])
+    run = DensityRun(CONFIG, digits, Processes("cpu"), tmp_path)
+    assert run.elapsed == run.start_seconds == 7.0
+
+
 def test_mixed_precision_is_of_training_alone(digits, tmp_path):
     run = DensityRun({**CONFIG, "amp": True}, digits, Processes("cpu"), tmp_path)
     plain = DensityRun(CONFIG, digits, Processes("cpu"), tmp_path)
