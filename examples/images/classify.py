@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,8 @@ class Classify(ClassifierOptions):
             pictures.save(pairs, self.out / f"{name_of(run.config)}.reconstructions.png")
         residual = [part for part in stack.modules() if isinstance(part, fp.ResidualTransform)]
         with torch.no_grad():
-            bounds = [float(fp.lipschitz_bound(part.g).value) for part in residual]
+            # In double precision, where rounding does not take a bound above the one set.
+            bounds = [float(fp.lipschitz_bound(deepcopy(part.g).double())) for part in residual]
         return {
             **run.spent,
             "parameters": size(run.density),
