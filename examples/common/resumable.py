@@ -33,6 +33,7 @@ class Run(training.Training, abc.ABC):
 
     Attributes:
         start_seconds: Of the budget, what `made` spent before the first step.
+        stopped: Whether somebody asked the run to save itself after the next step, and to end by a KeyboardInterrupt.
 
     Args:
         config: What the run depends on.
@@ -46,6 +47,7 @@ class Run(training.Training, abc.ABC):
     """
 
     start_seconds: float = 0.0
+    stopped: bool = False
 
     def __init__(
         self, config: Config, processes: Processes, folder: Path, *, code: str = "", every: float = math.inf
@@ -81,8 +83,10 @@ class Run(training.Training, abc.ABC):
     def __iter__(self) -> Iterator[Tensor]:
         """Trains from here to the end, and saves what it needs to go on."""
         for loss in super().__iter__():
-            if self.elapsed - self.saved >= self.every:
+            if self.stopped or self.elapsed - self.saved >= self.every:
                 self.save()
+            if self.stopped:
+                raise KeyboardInterrupt
             yield loss
 
     @property

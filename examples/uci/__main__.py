@@ -21,23 +21,19 @@ GAS is stored as a pickle, which can run code: read it from an archive that you 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pooch
 import torch
 
-from common import resumable
-from common.command import OptionError, among, parse, refuse, refusing
+from common.command import OptionError, among, parse
+from common.grid import Grid
 from common.options import RunOptions
-from common.processes import Processes
-from common.provenance import provenance
-from common.report import read_lines
-from common.runs import Config, Line, check, code_of, complete
+from common.runs import Config, Line
 from common.trial import outcome
 from uci import models
 from uci.data import CHECKSUM, URL, Table, load
-from uci.report import COLUMNS, SAMPLES, report, summary, table
+from uci.report import COLUMNS, SAMPLES, report
 from uci.training import Training
 
 
@@ -76,11 +72,6 @@ class Options(RunOptions):
         return load(source, self.archive, self.url, checksum, self.folder, device)
 
 
-def run(training: Training, *, resume: bool) -> Line:
-    """Trains and measures; the outcome is what a line of results.jsonl says of it."""
-    return resumable.run(training, measured, resume=resume)
-
-
 def measured(training: Training) -> Line:
     """What a run is judged by."""
     test = training.data.test
@@ -91,32 +82,16 @@ def measured(training: Training) -> Line:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the grid."""
     options = parse(Options, arguments, description=__doc__)
-    processes = Processes(options.device)
-    if options.batch % processes.world:
-        refuse(f"--batch {options.batch} must be a multiple of the {processes.world} processes")
-    versions = provenance(processes.device)
-    options.out.mkdir(parents=True, exist_ok=True)
-    lines = read_lines(options.out / "results.jsonl")
-    grid = {source: options.configs(source, processes.world) for source in options.data}
-    runs = [config for configs in grid.values() for config in configs]
-    with refusing():
-        check(lines, runs, options.out, code_of(versions), across=options.across_commits)
-    for source, configs in grid.items():
-        with refusing():
-            data = processes.first_alone(partial(options.load, source, processes.device))
-
-        def work(config: Config, data: Table = data) -> Line:
-            code, every = code_of(versions), options.checkpoint
-            training = Training(config, data, processes, options.out, code=code, every=every)
-            facts = {"versions": versions, "published": data.published}
-            return facts | run(training, resume=options.resume)
-
-        complete(lines, configs, work, partial(report, out=options.out), options.out, first=processes.rank == 0)
-    if processes.rank == 0:
-        report(lines, options.out)
-        print(f"\n{table(lines)}\n\n{summary(lines, options.out)}\n")
-        print(f"written to {options.out}: results.jsonl, table.md, summary.md, curves.png")
-    processes.close()
+    Grid[Table, Training](
+        options,
+        options.data,
+        configs=options.configs,
+        load=options.load,
+        kind=Training,
+        measured=measured,
+        report=report,
+        facts=lambda data: {"published": data.published},
+    ).execute()
 
 
 if __name__ == "__main__":

@@ -140,9 +140,12 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     plt.close(figure)
 
 
-def report(lines: Sequence[Line], out: Path) -> None:
-    """Writes the results so far."""
+def report(lines: Sequence[Line], out: Path) -> str:
+    """Writes the results so far; returns both tables, and what is written."""
     write_lines(out / "results.jsonl", lines)
-    write_text(out / "table.md", f"{table(lines)}\n")
-    write_text(out / "summary.md", f"{summary(lines, out)}\n")
+    tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
+    for name, text in tables.items():
+        write_text(out / name, f"{text}\n")
     draw(lines, out / "curves.png")
+    written = ", ".join(["results.jsonl", *tables, "curves.png"])
+    return "\n\n".join([*tables.values(), f"written to {out}: {written}"])

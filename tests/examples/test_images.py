@@ -122,8 +122,10 @@ def test_runs_that_are_done_are_skipped_and_killed_ones_go_on(tmp_path, monkeypa
         return advance(run)
 
     monkeypatch.setattr(DensityRun, "advance", once)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as end:
         images.main(command)
+    assert end.value.code == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().out
     checkpoint = tmp_path / "digits-published-0.checkpoint.pt"
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
     with pytest.raises(SystemExit):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import flowplug as fp
+from common import resumable
 from common.report import read_lines, write_lines
 from common.tables import load
 
@@ -85,7 +86,7 @@ def test_runs_that_are_done_are_not_repeated(table, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         uci.main(command)
     assert "pass --resume" in capsys.readouterr().err
-    monkeypatch.setattr(uci, "run", None)
+    monkeypatch.setattr(resumable, "run", None)
     uci.main([*command, "--resume"])
     assert lines(tmp_path / "out") == before
 
@@ -96,7 +97,7 @@ def test_runs_of_other_code_are_accepted_only_if_told_so(table, tmp_path, monkey
     (line,) = lines(tmp_path / "out")
     now, line["versions"]["commit"] = line["versions"]["commit"] or "unknown", "0123abc"
     write_lines(tmp_path / "out" / "results.jsonl", [line])
-    monkeypatch.setattr(uci, "run", None)
+    monkeypatch.setattr(resumable, "run", None)
     with pytest.raises(SystemExit) as end:
         uci.main(command)
     (message,) = capsys.readouterr().err.splitlines()[-1:]
@@ -115,18 +116,18 @@ def test_runs_of_other_code_are_accepted_only_if_told_so(table, tmp_path, monkey
 )
 def test_checkpoints_of_other_code_or_options_are_refused(table, tmp_path, monkeypatch, capsys, change, message):
     command = arguments(table, tmp_path / "out", "--models", "zuko-maf", "--steps", 4, "--checkpoint", 0)
-    run = uci.run
+    run = resumable.run
 
-    def killed(training, *, resume):
+    def killed(training, measured, *, resume):
         training.code = change.get("code", training.code)
         training.config |= {"lr": change.get("lr", training.config["lr"])}
         next(iter(training))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(uci, "run", killed)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(resumable, "run", killed)
+    with pytest.raises(SystemExit):
         uci.main(command)
-    monkeypatch.setattr(uci, "run", run)
+    monkeypatch.setattr(resumable, "run", run)
     with pytest.raises(SystemExit) as end:
         uci.main([*command, "--resume"])
     assert end.value.code == 2
@@ -134,6 +135,24 @@ def test_checkpoints_of_other_code_or_options_are_refused(table, tmp_path, monke
     if "code" in change:
         uci.main([*command, "--resume", "--across-commits"])
         assert lines(tmp_path / "out")[0]["steps"] == 4
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_is_saved_and_says_how_to_go_on(table, tmp_path):
+    options = ["--models", "zuko-maf", "--steps", 400]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    checkpoint = stopped / "table-zuko-maf-0.checkpoint.pt"
+    command = [sys.executable, DOOR, *arguments(table, stopped, *options, "--checkpoint", 0.2)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    wait_for(checkpoint.exists, process)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate()
+    assert process.returncode == 130
+    assert printed.endswith(f"interrupted: {stopped} holds what there is; the same command with --resume goes on\n")
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 400
+    uci.main([*arguments(table, stopped, *options, "--checkpoint", 0.2), "--resume"])
+    uci.main(arguments(table, whole, *options))
+    assert outcome(lines(stopped)[0]) == outcome(lines(whole)[0])
 
 
 @pytest.mark.slow
