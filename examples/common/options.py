@@ -45,6 +45,8 @@ class RunOptions:
             raise OptionError(f"--decay must be in [0, 1); got {self.decay}")
         if self.weight_decay < 0:
             raise OptionError(f"--weight-decay must not be negative; got {self.weight_decay}")
+        if self.out.is_file():
+            raise OptionError(f"--out {self.out} is a file: give a folder")
         begun = [path for form in ("results.jsonl", "*.checkpoint.pt") for path in self.out.glob(form)]
         if begun and not self.resume:
             raise OptionError(f"{self.out} holds results or checkpoints: pass --resume to go on, or another --out")

@@ -1,17 +1,19 @@
-"""Tables to fit: from a file, or the one that scikit-learn ships."""
+"""Tables to fit: from a file, or made of what scikit-learn ships."""
 
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_sample_images
 from torch import Tensor
 
 PARTS = ("train", "val", "test")
 EMBEDDED = "breast-cancer"
-WRITE = "write one by numpy.savez(path, train=..., val=..., test=...)"
+PHOTOGRAPHS = "photographs"
+SIDE, STRIDE = 8, 3  # of patches of photographs, and between them
 WRITE = "write one by numpy.savez(path, train=..., val=..., test=...)"
 
 
@@ -33,20 +35,22 @@ class Table:
 def load(
     source: str | Path = EMBEDDED, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Table:
-    """The table of an .npz file with arrays train, val and test; or ``breast-cancer``, which needs no file.
+    """The table of an .npz file with arrays train, val and test; or ``breast-cancer`` or ``photographs``, without one.
 
-    The latter is UCI Breast Cancer Wisconsin, logarithms of 30 measurements of 569 cells, shuffled.
+    The first is UCI Breast Cancer Wisconsin, logarithms of 30 measurements of 569 cells, shuffled; the second are
+    `patches` of two photographs.
 
     Raises:
-        ValueError: There is no such file, it lacks an array, an array is not a table of finite numbers of one width, or
-            a feature is constant in the training rows, where it has no density.
+        ValueError: There is no such file, it lacks an array, an array is not a table of finite numbers of one width, of
+            2 features or more, there are no more training rows than features, or a feature is constant in these, where
+            it has no density.
 
     Example:
         >>> table = load()
         >>> table.name, tuple(table.train.shape), len(table.val), len(table.test)
         ('breast-cancer', (341, 30), 114, 114)
     """
-    arrays = embedded() if str(source) == EMBEDDED else stored(Path(source))
+    arrays = SHIPPED[str(source)]() if str(source) in SHIPPED else stored(Path(source))
     widths = {array.shape[1:] for array in arrays.values()}
     if len(widths) != 1 or any(array.ndim != 2 for array in arrays.values()):
         shapes = ", ".join(f"{part} {array.shape}" for part, array in arrays.items())
@@ -54,6 +58,11 @@ def load(
     for part, array in arrays.items():
         if wrong := int((~np.isfinite(array)).sum()):
             raise ValueError(f"{part} of {source} holds {wrong} NaN or infinite value(s): leave these rows out")
+    rows, features = arrays["train"].shape
+    if features < 2:
+        raise ValueError(f"{source} has {features} feature, and couplings need 2: add a column")
+    if rows <= features:
+        raise ValueError(f"train of {source} has {rows} rows, of {features} features: it needs more rows than features")
     mean, std = arrays["train"].mean(0), arrays["train"].std(0)
     if not std.all():
         raise ValueError(f"features {np.flatnonzero(std == 0).tolist()} are constant in train: leave them out")
@@ -61,17 +70,44 @@ def load(
     return Table(Path(source).stem, **parts)
 
 
-def embedded() -> dict[str, np.ndarray]:
-    """The table of scikit-learn, in the order of a fixed seed."""
+def cells() -> dict[str, np.ndarray]:
+    """The measurements of cells, in the order of a fixed seed."""
     rows = np.log(load_breast_cancer().data + 0.01)  # positive and skewed, with some zeros
     order = torch.randperm(len(rows), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return dict(zip(PARTS, np.split(rows[order.numpy()], [341, 455]), strict=True))
 
 
+def patches() -> dict[str, np.ndarray]:
+    """Patches of 8 x 8 grey pixels without their mean, 63 features, made as those of BSDS300 are.
+
+    Pixels have uniform noise, from a fixed seed. The left seven tenths of both photographs are to fit, a tenth to
+    choose by, the rest to judge by: no two parts share a pixel.
+
+    Reference: Uria, Murray, Larochelle, "RNADE: The real-valued neural autoregressive density-estimator", NeurIPS 2013,
+    section 5.2.
+    """
+    noise = torch.Generator("cpu").manual_seed(0)
+    rows: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+    for photograph in load_sample_images().images:
+        grey = torch.tensor(photograph, dtype=torch.float64).mean(2).round()
+        width = grey.shape[1]
+        borders = [0, round(0.7 * width), round(0.8 * width), width]
+        for part, start, end in zip(PARTS, borders, borders[1:], strict=False):
+            found = grey[:, start:end].unfold(0, SIDE, STRIDE).unfold(1, SIDE, STRIDE).reshape(-1, SIDE**2)
+            values = (found + torch.rand(found.shape, dtype=found.dtype, generator=noise)) / 256
+            rows[part].append((values - values.mean(1, keepdim=True))[:, :-1])  # the last follows from the others
+    return {part: torch.cat(found).numpy() for part, found in rows.items()}
+
+
+SHIPPED: Mapping[str, Callable[[], dict[str, np.ndarray]]] = {EMBEDDED: cells, PHOTOGRAPHS: patches}
+
+
 def stored(path: Path) -> dict[str, np.ndarray]:
     """The three arrays of a file."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path}: give an .npz file with arrays train, val and test, or {EMBEDDED}")
+        raise ValueError(
+            f"there is no file {path}: give an .npz file with arrays train, val and test, or {' or '.join(SHIPPED)}"
+        )
     with path.open("rb") as raw:
         try:
             file = np.load(raw, allow_pickle=False)

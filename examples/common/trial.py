@@ -68,7 +68,7 @@ def mean_log_likelihood(density: Density, x: Tensor) -> float:
 
 
 def outcome(density: Density, values: Tensor, x: Tensor, count: int) -> tuple[dict[str, Any], Tensor]:
-    """What a trained flow is judged by, None where it is not finite or a layer fails.
+    """What a trained flow is judged by, None where it is not finite, samples are not, or a layer fails.
 
     Args:
         density: The flow; it is in eval mode afterwards.
@@ -86,7 +86,8 @@ def outcome(density: Density, values: Tensor, x: Tensor, count: int) -> tuple[di
         error = float((density.round_trip(x) - x).abs().max())
         start = time.perf_counter()
         samples = density.sample(count).cpu()
-        milliseconds = 1000 * (time.perf_counter() - start)
+        if samples.isfinite().all():
+            milliseconds = 1000 * (time.perf_counter() - start)
     judged = {
         "test_log_likelihood": float(values.mean()),
         "two_standard_errors": 2 * float(values.std()) / math.sqrt(len(values)),

@@ -64,6 +64,22 @@ class TestTables:
         torch.manual_seed(1)
         assert torch.equal(table.train, tables.load("breast-cancer").train)
 
+    def test_photographs_are_patches_without_their_mean(self):
+        arrays = tables.patches()
+        assert {part: rows.shape for part, rows in arrays.items()} == {
+            "train": (41160, 63),
+            "val": (5320, 63),
+            "test": (11480, 63),
+        }
+        for part, rows in arrays.items():
+            assert np.array_equal(rows, tables.patches()[part])
+        whole = np.concatenate([arrays["test"], -arrays["test"].sum(1, keepdims=True)], 1)
+        np.testing.assert_allclose(whole.sum(1), 0, atol=1e-12)
+        assert whole.min() > -1
+        assert whole.max() < 1
+        assert len(np.unique(whole)) > whole.size - 64  # noise fills the grey levels
+        assert tables.load("photographs").features == 63
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [

@@ -67,6 +67,14 @@ def test_what_cannot_be_inverted_is_none():
     assert judged["sampling_ms"] is judged["round_trip_error"] is judged["test_log_likelihood"] is None
 
 
+def test_samples_that_are_not_finite_have_no_time():
+    density = of_zuko(zuko.flows.MAF(2, transforms=1))
+    density._sample = lambda flow, rows: torch.full((rows, 2), torch.nan)
+    judged, _ = outcome(density, torch.ones(2), torch.randn(4, 2), 4)
+    assert judged["sampling_ms"] is None
+    assert judged["round_trip_error"] < 1e-3
+
+
 def test_a_trial_tests_the_best_state():
     rows = torch.randn(400, 2) * torch.tensor([3.0, 0.5]) + 1
     data = Table("t", rows[:200], rows[200:300], rows[300:])
