@@ -150,4 +150,4 @@ def table(lines: Sequence[Line], out: Path) -> str:
 
 def draw(lines: Sequence[Line], out: Path) -> None:
     """The learning curves."""
-    pictures.curves(lines, out / "curves.png", "validation: log p(y | x), nats", lambda _, x: x)
+    pictures.curves(lines, out / "curves.png", "validation: log p(y | x), nats")

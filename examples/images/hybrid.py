@@ -135,4 +135,5 @@ def table(lines: Sequence[Line], out: Path) -> str:
 
 def draw(lines: Sequence[Line], out: Path) -> None:
     """The learning curves."""
-    pictures.curves(lines, out / "curves.png", "validation: lambda log p(x) + log p(y | x), nats", lambda _, x: x)
+    label = "validation: lambda log p(x) + log p(y | x), nats"
+    pictures.curves(lines, out / "curves.png", label, panel=lambda config: f"lambda = {config['weight']}")

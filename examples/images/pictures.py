@@ -11,7 +11,7 @@ from torch import Tensor
 
 import flowplug as fp
 from common.report import replacing
-from common.runs import Line
+from common.runs import Config, Line
 from common.trial import FAILURES
 
 COLUMNS = 8
@@ -72,16 +72,29 @@ def draw_flow(transform: fp.Transform, samples: Tensor, x: Tensor, folder: Path,
         save(transform.inverse(between)[0], folder / f"{name}.interpolations.png", STEPS)
 
 
-def curves(lines: Sequence[Line], path: Path, label: str, shown: Callable[[Line, float], float]) -> None:
-    """Draws the ``curve`` of each run that ended well: validation against time, as ``shown`` of a line and a value."""
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for line in (line for line in lines if "failed" not in line):
-        points = [(seconds, shown(line, value)) for seconds, _, value, _ in line["curve"] if value is not None]
-        if points:
-            axis.plot(*zip(*points, strict=True), label="{model}, seed {seed}".format(**line["config"]))
-    axis.set(xlabel="time of training, s", ylabel=label)
-    if axis.lines:
-        figure.legend(loc="outside right upper", fontsize=7)
+def curves(
+    lines: Sequence[Line],
+    path: Path,
+    label: str,
+    shown: Callable[[Line, float], float] = lambda _, value: value,
+    panel: Callable[[Config], str] = lambda _: "",
+) -> None:
+    """Draws the ``curve`` of each run that ended well: validation against time, as ``shown`` of a line and a value.
+
+    Runs of other ``panel`` stand side by side, each panel with an axis of its own.
+    """
+    done = [line for line in lines if "failed" not in line]
+    titles = list(dict.fromkeys(panel(line["config"]) for line in done)) or [""]
+    size = (5 * len(titles) + 2, 4.5)
+    figure, axes = plt.subplots(1, len(titles), figsize=size, squeeze=False, layout="constrained")
+    for title, axis in zip(titles, axes[0], strict=True):
+        for line in (line for line in done if panel(line["config"]) == title):
+            points = [(seconds, shown(line, value)) for seconds, _, value, _ in line["curve"] if value is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label="{model}, seed {seed}".format(**line["config"]))
+        axis.set(title=title, xlabel="time of training, s", ylabel=label)
+        if axis.lines:
+            axis.legend(fontsize=7)
     with replacing(path) as file:
         figure.savefig(file, dpi=100, format="png")
     plt.close(figure)
