@@ -62,6 +62,10 @@ class ActNorm(FromData, Transform):
         # As std, but 0 where a feature was constant so far: what the next batch is merged with.
         self.register_buffer("spread", torch.zeros(features))
 
+    def extra_repr(self) -> str:
+        """Width and event_dim."""
+        return f"{self.mean.numel()}, event_dim={self.event_dim}"
+
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         self._meet(x)

@@ -69,6 +69,10 @@ class Whitening(FromData, Transform):
         self.register_buffer("correlation", torch.zeros(features, features))
         self._factors = Factorization(transposed=True)
 
+    def extra_repr(self) -> str:
+        """The width."""
+        return str(self.mean.numel())
+
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         self._meet(x)

@@ -41,9 +41,10 @@ class Watch:
         self.kept = lipschitz.limit < 1
         if not self.kept:
             warnings.warn(
-                f"nothing keeps the bound of g = {name}, now {lipschitz}, below 1 while it trains. It is measured now "
-                f"and then, at least every {_EVERY} passes in train mode, and training ends with a LipschitzError once "
-                "it has reached 1. The layers of flowplug cannot exceed theirs, and a rule of yours can promise it by "
+                # Without its value: Python shows a text once for each place, and a flow has many blocks.
+                f"nothing keeps the bound of g = {name} below 1 while it trains. It is measured now and then, at least "
+                f"every {_EVERY} passes in train mode, and training ends with a LipschitzError once it has reached 1. "
+                "The layers of flowplug cannot exceed theirs, and a rule of yours can promise it by "
                 "LipschitzBound(value, limit=...)",
                 UnboundedBranchWarning,
                 stacklevel=3,

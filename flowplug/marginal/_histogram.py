@@ -98,6 +98,10 @@ class HistogramGaussianization(FromData, Transform):
         self.register_buffer("counts", torch.zeros(math.prod(shape), levels))
         self._memory: Memory[_polya.Tables] = Memory()
 
+    def extra_repr(self) -> str:
+        """The event."""
+        return str(self.event_shape)
+
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         del context
         self._meet(x)

@@ -83,3 +83,7 @@ def test_bad_input():
         fp.ActNorm(0)
     with pytest.raises(fp.ShapeError, match=r"event \(2, None, None\); got shape \(4, 3, 5, 5\)"):
         fp.ActNorm(2, event_dim=3)(torch.randn(4, 3, 5, 5))
+
+
+def test_the_repr_has_the_width():
+    assert repr(fp.ActNorm(4, event_dim=3)) == "ActNorm(4, event_dim=3)"

@@ -188,3 +188,7 @@ def test_bad_input():
         fp.Whitening(0)
     with pytest.raises(fp.ShapeError):
         fp.Whitening(3)(torch.randn(4, 2))
+
+
+def test_the_repr_has_the_width():
+    assert repr(fp.Whitening(4)) == "Whitening(4)"
