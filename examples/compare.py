@@ -250,6 +250,8 @@ def draw_marginals(data: Table, lines: Sequence[Line], out: Path) -> None:
     for i, (axis, (title, points)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
         axis.scatter(points[:, 0], points[:, 1], s=4, alpha=0.4, color="C0" if i else "k")
         axis.set_title(title, fontsize=8)
+        if not len(points):
+            axis.text(0.5, 0.5, "samples are not finite", ha="center", transform=axis.transAxes)
         axis.set(xlim=(float(low[0] - margin[0]), float(high[0] + margin[0])))
         axis.set(ylim=(float(low[1] - margin[1]), float(high[1] + margin[1])))
     figure.supxlabel("feature 1, standardised")
