@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Grid(
         options,
         [options.data],
-        configs=options.configs,
+        configs=lambda source, processes: options.configs(source, processes.world),
         load=load,
         kind=Comparison,
         measured=partial(measured, out=options.out),

@@ -43,7 +43,7 @@ class Grid(Generic[Data, R]):
     Args:
         options: How runs are trained, and where results go.
         sources: Where data come from.
-        configs: The runs on the data of a source, by so many processes.
+        configs: The runs on the data of a source.
         load: The data of a source, on a device.
         kind: Makes a run.
         measured: What a run is judged by.
@@ -54,7 +54,7 @@ class Grid(Generic[Data, R]):
 
     options: RunOptions
     sources: Sequence[str]
-    configs: Callable[[str, int], Sequence[Config]]
+    configs: Callable[[str, Processes], Sequence[Config]]
     load: Callable[[str, torch.device], Data]
     kind: Kind[Data, R]
     measured: Callable[[R], Line]
@@ -69,11 +69,18 @@ class Grid(Generic[Data, R]):
             refuse(f"--batch {options.batch} must be a multiple of the {processes.world} processes")
         versions, first = provenance(processes.device, *self.scripts), processes.rank == 0
         with refusing():
-            grid = {source: self.configs(source, processes.world) for source in self.sources}
+            grid = {source: self.configs(source, processes) for source in self.sources}
             options.out.mkdir(parents=True, exist_ok=True)
             lines = read_lines(options.out / "results.jsonl")
             runs = [config for configs in grid.values() for config in configs]
             check(lines, runs, options.out, code_of(versions), across=options.across_commits)
+        stopped = list[resumable.Run]()
+
+        def reported(lines: Sequence[Line]) -> None:
+            self.report(lines, options.out)
+            if stopped:  # while it was measured
+                raise KeyboardInterrupt
+
         with interruptible(options.out):
             for source, configs in grid.items():
                 with refusing():
@@ -84,9 +91,11 @@ class Grid(Generic[Data, R]):
                     run = self.kind(config, data, processes, options.out, code=code, every=every)
                     facts = {"versions": versions, **self.facts(data)}
                     with stopping(run, alone=processes.world == 1):
-                        return facts | resumable.run(run, self.measured, resume=options.resume)
+                        line = facts | resumable.run(run, self.measured, resume=options.resume)
+                    stopped.extend([run] if run.stopped else [])
+                    return line
 
-                complete(lines, configs, work, lambda lines: self.report(lines, options.out), options.out, first=first)
+                complete(lines, configs, work, reported, options.out, first=first)
         if first:
             print(f"\n{self.report(lines, options.out)}")
         processes.close()

@@ -102,7 +102,7 @@ class Classify(ClassifierOptions):
             pictures.save(pairs, self.out / f"{name_of(run.config)}.reconstructions.png")
         residual = [part for part in stack.modules() if isinstance(part, fp.ResidualTransform)]
         with torch.no_grad():
-            # In double precision, where rounding does not take a bound above the one set.
+            # In double precision, which tells a bound that is exceeded from one that is rounded.
             bounds = [float(fp.lipschitz_bound(deepcopy(part.g).double())) for part in residual]
         return {
             **run.spent,

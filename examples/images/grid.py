@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 
 from common import grid
+from common.processes import Processes
 from common.report import write_lines, write_text
 from common.runs import Config, Line
 from images.data import Images, load
@@ -44,8 +45,8 @@ class Grid(Generic[R]):
         """Trains what is not trained yet, and reports."""
         images: Callable[[str, torch.device], Images] = cache(load)
 
-        def configs(source: str, processes: int) -> Sequence[Config]:
-            return self.configs(self.options.common(images(source, torch.device(self.options.device)), processes))
+        def configs(source: str, processes: Processes) -> Sequence[Config]:
+            return self.configs(self.options.common(images(source, processes.device), processes.world))
 
         grid.Grid(
             self.options,

@@ -41,7 +41,7 @@ from uci.training import Training
 class Options(RunOptions):
     """The command line; comments are its help."""
 
-    data: tuple[str, ...] = COLUMNS  # .npz files with train, val and test, breast-cancer, or of the published tables
+    data: tuple[str, ...] = COLUMNS  # .npz files with train, val and test, breast-cancer, photographs, or published
     models: tuple[str, ...] = tuple(models.NAMES)  # flows to train
     compile: bool = False  # train under torch.compile, whatever the model
     out: Path = Path("uci_out")  # folder written to
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Grid[Table, Training](
         options,
         options.data,
-        configs=options.configs,
+        configs=lambda source, processes: options.configs(source, processes.world),
         load=options.load,
         kind=Training,
         measured=measured,

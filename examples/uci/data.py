@@ -219,7 +219,7 @@ def prepare(name: str, archive: Path) -> Path:
 def load(
     source: str, archive: Path | None, url: str, checksum: str | None, folder: Path, device: torch.device
 ) -> Table:
-    """A published table by its name; or, as `common.tables.load` has them, an .npz file or ``breast-cancer``.
+    """A published table by its name; or, as `common.tables.load` has them, an .npz file, or one that needs none.
 
     Raises:
         ValueError: The file or the archive is not what it should be.

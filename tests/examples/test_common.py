@@ -68,8 +68,8 @@ class TestTables:
         arrays = tables.patches()
         assert {part: rows.shape for part, rows in arrays.items()} == {
             "train": (41160, 63),
-            "val": (5320, 63),
-            "test": (11480, 63),
+            "val": (848, 63),
+            "test": (1696, 63),
         }
         for part, rows in arrays.items():
             assert np.array_equal(rows, tables.patches()[part])

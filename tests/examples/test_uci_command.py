@@ -18,6 +18,7 @@ import flowplug as fp
 from common import resumable
 from common.report import read_lines, write_lines
 from common.tables import load
+from uci.training import Training
 
 uci = importlib.import_module("uci.__main__")
 
@@ -137,22 +138,42 @@ def test_checkpoints_of_other_code_or_options_are_refused(table, tmp_path, monke
         assert lines(tmp_path / "out")[0]["steps"] == 4
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_is_saved_and_says_how_to_go_on(table, tmp_path):
-    options = ["--models", "zuko-maf", "--steps", 400]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    checkpoint = stopped / "table-zuko-maf-0.checkpoint.pt"
-    command = [sys.executable, DOOR, *arguments(table, stopped, *options, "--checkpoint", 0.2)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    wait_for(checkpoint.exists, process)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate()
-    assert process.returncode == 130
-    assert printed.endswith(f"interrupted: {stopped} holds what there is; the same command with --resume goes on\n")
-    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 400
-    uci.main([*arguments(table, stopped, *options, "--checkpoint", 0.2), "--resume"])
-    uci.main(arguments(table, whole, *options))
-    assert outcome(lines(stopped)[0]) == outcome(lines(whole)[0])
+def test_an_interrupted_run_is_saved_and_goes_on_in_the_same_bits(table, tmp_path, monkeypatch, capsys):
+    command = arguments(table, tmp_path / "stopped", "--models", "zuko-maf", "--steps", 8)
+    advance = Training.advance
+
+    def interrupted(run):
+        if run.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(run)
+
+    monkeypatch.setattr(Training, "advance", interrupted)
+    with pytest.raises(SystemExit) as end:
+        uci.main(command)
+    assert end.value.code == 130
+    said = f"interrupted: {tmp_path / 'stopped'} holds what there is; the same command with --resume goes on"
+    assert said in capsys.readouterr().out
+    assert torch.load(tmp_path / "stopped" / "table-zuko-maf-0.checkpoint.pt", weights_only=True)["step"] == 4
+    monkeypatch.setattr(Training, "advance", advance)
+    uci.main([*command, "--resume"])
+    uci.main(arguments(table, tmp_path / "whole", "--models", "zuko-maf", "--steps", 8))
+    assert outcome(lines(tmp_path / "stopped")[0]) == outcome(lines(tmp_path / "whole")[0])
+
+
+def test_an_interruption_while_a_run_is_measured_keeps_its_line_and_ends_there(table, tmp_path, monkeypatch):
+    measured = uci.measured
+
+    def interrupted(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        return measured(run)
+
+    monkeypatch.setattr(uci, "measured", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        uci.main(arguments(table, tmp_path / "out", "--models", "zuko-maf", "zuko-maf+dense", "--steps", 3))
+    assert end.value.code == 130
+    assert [line["config"]["model"] for line in lines(tmp_path / "out")] == ["zuko-maf"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
