@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowplug.testing._case import Case, InWay
+
+_LET_GO = 0.02  # seconds
 
 
 def without_parameters(case: Case) -> str | None:
@@ -47,6 +50,10 @@ def one_process() -> Iterator[None]:
     try:
         yield
     finally:
+        # A thread of gloo that lets go of its last work waits for the interpreter's lock and holds the group's; the end
+        # of the group, here or where a model is collected, holds the first and waits for the second. A sleeping thread
+        # leaves the interpreter to the other, and gloo tells nobody when it is through.
+        time.sleep(_LET_GO)
         distributed.destroy_process_group()
 
 
