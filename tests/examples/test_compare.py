@@ -46,10 +46,10 @@ def test_a_run_writes_its_table_and_pictures(table, tmp_path, capsys):
     assert read_lines(out / "results.jsonl") == found
 
 
-def test_time_is_cpu_time_on_a_cpu_only():
-    (config, *_) = compare.Options(hosts=("zuko",), seconds=3.0).configs("photographs", 1)
+def test_time_is_cpu_time_on_a_cpu_only(tmp_path):
+    (config, *_) = compare.Options(hosts=("zuko",), seconds=3.0, out=tmp_path).configs("photographs", 1)
     assert (config["seconds"], config["cpu"], config["data"]) == (3.0, True, "photographs")
-    (config, *_) = compare.Options(hosts=("zuko",), steps=3).configs("photographs", 1)
+    (config, *_) = compare.Options(hosts=("zuko",), steps=3, out=tmp_path).configs("photographs", 1)
     assert config["steps"] == 3
     assert "cpu" not in config
 
