@@ -1,0 +1,1 @@
+"""Posterior estimation in sbi, with and without flowplug's transforms: tasks, models, training, what is reported."""
