@@ -13,10 +13,10 @@ from flowplug._arguments import given, require_instance, require_ints, require_p
 from flowplug._errors import ShapeError
 from flowplug._noise import Noise, Replay, current_conditions
 from flowplug._operators import define, number_of, owner_of, values_of, with_values
-from flowplug._reading import exporting
+from flowplug._reading import exporting, first_parameter
 from flowplug._transform import Transform
 from flowplug.branch import Branch, BranchModule, LipschitzBound, Watch, lipschitz_bound, on_meta, require_contraction
-from flowplug.logdet import ExactLogDet, LogDet, Series, default_logdet
+from flowplug.logdet import ExactLogDet, LogDet, Series, default_logdet, describe_default
 from flowplug.solvers import Anderson, Solver, solve
 
 Method = Callable[["ResidualTransform", Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -256,8 +256,23 @@ class ResidualTransform(Transform):
         return default_logdet(branch, x, training=self.training)
 
     def extra_repr(self) -> str:
-        """Names the strategies."""
-        return f"logdet={self.logdet}, eval_logdet={self.eval_logdet}, solver={self.solver}"
+        """Names the strategies, those that are chosen where none is given included."""
+        strategies = {
+            "logdet": self._chosen(training=True) if self.logdet is None else self.logdet,
+            "eval_logdet": self._chosen(training=False) if self.eval_logdet is None else self.eval_logdet,
+            "solver": self.solver,
+        }
+        return "\n".join(f"{name}={strategy}" for name, strategy in strategies.items())
+
+    def _chosen(self, *, training: bool) -> str:
+        """The default log-det, as far as it is known before a pass."""
+        g, sizes = self.g, self.event_shape or (None,)
+        branch = g.sketch() if isinstance(g, BranchModule) else Branch(g, None)
+        event = [size for size in sizes if size is not None]
+        if branch is None or len(event) < len(sizes):
+            return "None (chosen by the size of the events)"
+        like = first_parameter(g)
+        return describe_default(branch, event, cuda=like is not None and like.is_cuda, training=training)
 
 
 @define("look", "(Tensor like, Tensor[] values, int owner) -> Tensor", lambda like, values, owner: like.new_empty(()))

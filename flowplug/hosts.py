@@ -78,6 +78,11 @@ class HostTransform(Transform):
         self.event_shape = sizes if any(size is not None for size in sizes) else None
         self.context_features = context_features
 
+    def extra_repr(self) -> str:
+        """Names what was found, and a host's transform that is no module."""
+        host = "" if isinstance(self.host, nn.Module) else f"{self.host}, "
+        return f"{host}event_dim={self.event_dim}, context_features={self.context_features}"
+
     @property
     def latent_dim(self) -> int:
         """As many dimensions as the host returns."""

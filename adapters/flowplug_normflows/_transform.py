@@ -26,6 +26,10 @@ class NormflowsFlow(Flow):  # type: ignore[misc]
         require_bools(type(self).__name__, reverse=reverse)
         self.core, self.reverse = core, reverse
 
+    def extra_repr(self) -> str:
+        """Names the direction that is not the default."""
+        return "" if self.reverse else "reverse=False"
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps latent to data; returns the log-det ``(B,)`` of that map."""
         outputs: tuple[Tensor, Tensor] = self.core.inverse(z, context) if self.reverse else self.core(z, context)

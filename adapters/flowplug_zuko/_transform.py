@@ -71,6 +71,9 @@ class BoundTransform(Transform):
         with torch.autocast(x.device.type, enabled=False):
             return self.call_and_ladj(x.to(like.dtype))[1]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.core})"
+
     def _call(self, x: Tensor) -> Tensor:
         with fp.no_logdet():
             return self.call_and_ladj(x)[0]

@@ -135,6 +135,10 @@ class BranchModule(nn.Module, abc.ABC):
     def branch(self, context: Tensor | None) -> Branch:
         """The network for one pass over rows with this context, ``(B, context_features)`` or ``None``."""
 
+    def sketch(self) -> Branch | None:
+        """A branch to ask for sizes, made without computing anything; ``None`` where only a pass has one."""
+        return None
+
 
 class Linearization(abc.ABC):
     """``g`` and its Jacobian J at one point, without the matrix.

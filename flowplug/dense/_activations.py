@@ -144,6 +144,10 @@ class SmoothLeakyReLU(Elementwise):
         softplus = functional.softplus(x, threshold=50)
         return torch.add(self.negative_slope * x, softplus, alpha=1 - self.negative_slope)
 
+    def extra_repr(self) -> str:
+        """Slope, and event_dim."""
+        return f"{self.negative_slope}, event_dim={self.event_dim}"
+
     def slope(self, x: Tensor) -> Tensor:
         """Its derivative, of the shape of ``x``."""
         return self.negative_slope + (1 - self.negative_slope) * torch.sigmoid(x)
@@ -182,6 +186,10 @@ class TanhLinear(Elementwise):
     def value(self, x: Tensor) -> Tensor:
         """The function, of the shape of ``x``."""
         return torch.tanh(self.steepness * x) + self.linear * x
+
+    def extra_repr(self) -> str:
+        """Steepness and line, and event_dim."""
+        return f"{self.steepness}, linear={self.linear}, event_dim={self.event_dim}"
 
     def slope(self, x: Tensor) -> Tensor:
         """Its derivative, of the shape of ``x``."""

@@ -4,6 +4,7 @@ from flowplug.logdet._control import Control as Control
 from flowplug.logdet._control import ExactTrace as ExactTrace
 from flowplug.logdet._default import LogDet as LogDet
 from flowplug.logdet._default import default_logdet as default_logdet
+from flowplug.logdet._default import describe_default as describe_default
 from flowplug.logdet._exact import ExactLogDet as ExactLogDet
 from flowplug.logdet._krylov import Krylov as Krylov
 from flowplug.logdet._lengths import Certified as Certified

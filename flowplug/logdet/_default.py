@@ -1,6 +1,7 @@
 """Which log-det a residual transform uses when none is asked for."""
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -60,12 +61,23 @@ def default_logdet(branch: Branch, x: Tensor, *, training: bool) -> LogDet:
         x: The events ``(B, *event)``.
         training: Train mode, or eval mode.
     """
-    event = x.shape[1:]
-    size = branch.core_size(event)
     if mapped():  # in which nothing may be drawn
         return _EXACT
+    return _choice(branch, x.shape[1:], rows=x.shape[0], cuda=x.is_cuda, training=training)
+
+
+def describe_default(branch: Branch, event: Sequence[int], *, cuda: bool, training: bool) -> str:
+    """What `default_logdet` is for events of these sizes."""
+    few, many = (_choice(branch, event, rows=rows, cuda=cuda, training=training) for rows in (1, EXACT_SIZE_CUDA + 1))
+    if few is many:
+        return f"{few} (chosen)"
+    return f"{few} to {EXACT_SIZE_CUDA // branch.core_size(event)} rows, {many} beyond (chosen)"
+
+
+def _choice(branch: Branch, event: Sequence[int], *, rows: int, cuda: bool, training: bool) -> LogDet:
+    size = branch.core_size(event)
     if training:
-        few = x.is_cuda and x.dim() == 2 and size <= EXACT_DIM_CUDA and len(x) * size <= EXACT_SIZE_CUDA
+        few = cuda and len(event) == 1 and size <= EXACT_DIM_CUDA and rows * size <= EXACT_SIZE_CUDA
         if few or size**3 <= EXACT_DIM**2 * math.prod(event):
             return _EXACT
         on_images = _IMAGES if branch.trace_pays else _UNTRACED

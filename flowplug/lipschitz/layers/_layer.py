@@ -74,4 +74,4 @@ class LipschitzLayer(Layer):
     def extra_repr(self) -> str:
         """Adds the bound and its norm to torch's description."""
         norm = "" if isinstance(self.norm, nn.Module) else f", norm={self.norm}"
-        return f"{super().extra_repr()}, bound={self.bound}{norm}"
+        return f"{super().extra_repr()}, bound={self.bound:.6g}{norm}"

@@ -107,13 +107,8 @@ class LipschitzCNN(LipschitzNetwork):
                 activations.append(module)
         self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)
 
-    def branch(self, context: Tensor | None) -> CNNBranch:
-        """The network for one pass: weights bounded and context ``(B, context_features)`` embedded once.
-
-        Raises:
-            ContextError: The context is missing or has the wrong width.
-        """
-        return CNNBranch(self, context, self.bounded_weights(), self.shifts(context))
+    def _branch(self, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]) -> CNNBranch:
+        return CNNBranch(self, context, weights, shifts)
 
     def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
         """The network on rows ``(B, channels, H, W)``, where ``affine(i, h)`` is layer i."""

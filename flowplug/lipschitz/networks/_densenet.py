@@ -107,13 +107,8 @@ class LipschitzDenseNet(LipschitzNetwork):
         self.raw_mix = nn.Parameter(torch.zeros(len(hidden_features), 2))
         self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)
 
-    def branch(self, context: Tensor | None) -> DenseBranch:
-        """The network for one pass, with its concatenations in the weights and products in closed form.
-
-        Raises:
-            ContextError: The context is missing or has the wrong width.
-        """
-        return DenseBranch(self, context, self.bounded_weights(), self.shifts(context))
+    def _branch(self, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]) -> DenseBranch:
+        return DenseBranch(self, context, weights, shifts)
 
     def evaluate(self, x: Tensor, affine: Affine) -> Tensor:
         """The features of all layers, then the last one; their weights in concatenations are those of a branch."""

@@ -87,13 +87,8 @@ class LipschitzMLP(LipschitzNetwork):
         layers.append(dense_layer(width, size, share, norms[-1]))
         self._finish(layers, activations, context_features=context_features, bound=bound, norm=norm, zero=zero_last)
 
-    def branch(self, context: Tensor | None) -> MLPBranch:
-        """The network for one pass: weights bounded and context ``(B, context_features)`` embedded once.
-
-        Raises:
-            ContextError: The context is missing or has the wrong width.
-        """
-        return MLPBranch(self, context, self.bounded_weights(), self.shifts(context))
+    def _branch(self, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]) -> MLPBranch:
+        return MLPBranch(self, context, weights, shifts)
 
 
 class MLPBranch(ChainBranch):

@@ -116,7 +116,14 @@ class LipschitzNetwork(BranchModule):
         Raises:
             ContextError: The context is missing or has the wrong width.
         """
-        return NetworkBranch(self, context, self.bounded_weights(), self.shifts(context))
+        return self._branch(context, self.bounded_weights(), self.shifts(context))
+
+    def sketch(self) -> NetworkBranch:
+        """A branch to ask for sizes, with the weights as they are."""
+        return self._branch(None, [layer.weight for layer in self._layers()], [])
+
+    def _branch(self, context: Tensor | None, weights: Sequence[Tensor], shifts: Sequence[Tensor]) -> NetworkBranch:
+        return NetworkBranch(self, context, weights, shifts)
 
     def bounded_weights(self) -> list[Tensor]:
         """The weights in use, one per layer."""
@@ -175,8 +182,10 @@ class LipschitzNetwork(BranchModule):
         return [bias + part for bias, part in zip(biases, embedded, strict=True)]
 
     def extra_repr(self) -> str:
-        """The bound, and the norm of the network as a whole."""
-        return f"bound={self.bound}" + ("" if self._whole is None else f", norm={self._whole}")
+        """The bound, and its norm where that is one; layers show norms that have parameters of their own."""
+        norms = [layer.norm for layer in self._limited()] if self._whole is None else [self._whole]
+        alike = all(norm is norms[0] and not isinstance(norm, nn.Module) for norm in norms)
+        return f"bound={self.bound:.6g}" + (f", norm={norms[0]}" if alike else "")
 
     def _layers(self) -> list[Layer]:
         return [cast(Layer, layer) for layer in self.layers]
