@@ -28,6 +28,7 @@ import tyro
 from torch import Tensor
 
 import flowplug_normflows
+from common import gains as picture
 from common import tables
 from common.command import among, parse, refusing
 from common.densities import Density, nearest, normflows_density, of_normflows
@@ -211,22 +212,9 @@ def listed(names: Sequence[str]) -> str:
 
 def draw_gains(found: Mapping[str, Estimate], path: Path, title: str) -> None:
     """Draws a bar for each gain."""
-    figure, axis = plt.subplots(figsize=(8, 1.5 + 0.5 * len(found)), layout="constrained")
-    names, values = list(found), list(found.values())
-    colours = ["C0" if gain.mean > gain.error else "C7" if gain.mean >= -gain.error else "C3" for gain in values]
-    means, errors = [gain.mean for gain in values], [gain.error for gain in values]
-    bars = axis.barh(range(len(names)), means, xerr=errors, color=colours, capsize=3)
-    axis.bar_label(bars, [str(gain) for gain in values], padding=6)
-    axis.set_yticks(
-        range(len(names)), [f"{listed([name])}\nover {MODELS[MODELS[name].plain or name].title}" for name in names]
-    )
-    axis.invert_yaxis()
-    axis.axvline(0, color="k", linewidth=0.8)
-    axis.margins(x=0.35)
-    figure.suptitle(title, fontsize=10)
-    axis.set(xlabel="gain over the plain flow on the same test rows, nats a row, ± 2 s.e.")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    plain = {name: listed([MODELS[name].plain or name]) for name in found}
+    bars = [picture.Gain(plain[name], MODELS[name].title, gain) for name, gain in found.items()]
+    picture.draw({title: bars}, path)
 
 
 def draw_marginals(data: Table, lines: Sequence[Line], out: Path) -> None:

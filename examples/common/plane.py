@@ -9,6 +9,7 @@ from torch import Tensor
 from common.densities import Density
 
 REACH = 4.0
+CELLS = 100  # of a histogram, each way
 
 
 def checkerboard(rows: int) -> Tensor:
@@ -66,6 +67,12 @@ def scatter(panel: Axes, points: Tensor) -> None:
     """Draws points ``(rows, 2)``."""
     panel.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=1, linewidths=0)
     panel.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=[], yticks=[])
+
+
+def histogram(panel: Axes, points: Tensor) -> None:
+    """Draws the density of many points ``(rows, 2)``."""
+    panel.hist2d(points[:, 0].numpy(), points[:, 1].numpy(), bins=CELLS, range=((-REACH, REACH),) * 2)
+    panel.set(aspect="equal", xticks=[], yticks=[])
 
 
 @torch.no_grad()

@@ -29,6 +29,17 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([head, "|" + "---|" * len(columns), *body])
 
 
+def cells_of(text: str) -> list[dict[str, str]]:
+    """The rows of such a table, by column.
+
+    Example:
+        >>> cells_of(markdown(["model", "nats"], [["a", 1], ["b", 2]]))
+        [{'model': 'a', 'nats': '1'}, {'model': 'b', 'nats': '2'}]
+    """
+    head, _, *body = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines())
+    return [dict(zip(head, row, strict=True)) for row in body]
+
+
 def finite(value: float) -> float | None:
     """The value, or what JSON has for one that is not finite."""
     return value if math.isfinite(value) else None

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import flowplug as fp
 from benchmarks.models import jacobians, residual_parts, trained_stack
+from common.axes import label_counts
 from common.command import parse
 from common.report import markdown
 from common.tables import EMBEDDED, load
@@ -115,6 +116,7 @@ def plot(families: dict[str, list[Scatter]], others: list[Scatter], path: Path) 
         for scatter in others:
             axes.plot(scatter.products, getattr(scatter, part), "x", label=scatter.name)
         axes.set(xscale="log", yscale="log", xlabel="products per sample")
+        label_counts(axes.xaxis)
     left.set(ylabel="standard deviation of the value (nats)")
     middle.set(ylabel="standard deviation of the gradient / its norm")
     middle.legend(fontsize="small")

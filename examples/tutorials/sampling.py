@@ -19,6 +19,7 @@ from tqdm import tqdm
 import flowplug as fp
 from benchmarks.models import inverted
 from common import memory
+from common.axes import label_counts
 from common.command import parse
 from common.report import markdown
 from common.training import Options as Schedule
@@ -76,6 +77,7 @@ def compare(options: Options) -> None:
             axes.plot(*zip(*points.values(), strict=True), marker=".", label=solver)
             rows.append([bound, solver, *(f"{points[tolerance][0]:.1f}" for tolerance in SHOWN)])
         axes.set(yscale="log", xscale="log", xlabel="evaluations of g per sample", title=f"bound {bound:g}")
+        label_counts(axes.xaxis)
     panels[0, 0].set_ylabel("largest error")
     panels[0, 0].legend(fontsize="small")
     figure.savefig(options.out, dpi=120)

@@ -1,7 +1,7 @@
 """Fits two-dimensional densities with residual flows bounded in different norms, beside a coupling flow of equal size.
 
-Every model gets the same training time. Printed is the mean test log-likelihood in nats; the picture shows, for each
-model, its density and samples.
+Every model gets the same training time. Printed is the mean test log-likelihood in nats; the picture shows the density
+and samples of each model beside those of the data.
 
     python examples/tutorials/toy2d.py                                    # about three minutes on two cores
     python examples/tutorials/toy2d.py --steps 500 --data rings moons
@@ -18,7 +18,7 @@ import zuko
 import flowplug as fp
 from common.command import among, parse
 from common.densities import Density, log_likelihoods, of_transform, of_zuko, size
-from common.plane import DATA, show
+from common.plane import DATA, histogram, scatter, show
 from common.report import markdown
 from common.training import Options as Schedule
 from common.trial import fit
@@ -61,10 +61,10 @@ def main() -> None:
     options = parse(Options, description=__doc__)
     torch.manual_seed(0)
     schedule = Schedule(steps=options.steps, seconds=None if options.steps else options.seconds)
-    shape = (2 * len(options.data), len(MODELS))
+    shape = (2 * len(options.data), 1 + len(MODELS))
     figure, panels = plt.subplots(*shape, figsize=(3 * shape[1], 3 * shape[0]), squeeze=False, layout="constrained")
     rows = []
-    for column, (name, make) in enumerate(MODELS.items()):
+    for column, (name, make) in enumerate(MODELS.items(), start=1):
         scores = []
         for row, data in enumerate(options.data):
             density = make(options.blocks)
@@ -74,6 +74,10 @@ def main() -> None:
             show(panel, density.eval(), below)
             panel.set_title(f"{name}: {scores[-1]:.2f}", fontsize="small")
         rows.append([name, size(density), *(f"{score:.3f}" for score in scores)])
+    for row, data in enumerate(options.data):  # last, as what comes first decides the random numbers of the fits
+        histogram(panels[2 * row, 0], DATA[data](200_000))
+        scatter(panels[2 * row + 1, 0], DATA[data](2000))
+        panels[2 * row, 0].set_title(f"data: {data}", fontsize="small")
     print("mean test log-likelihood (nats)\n\n" + markdown(["model", "parameters", *options.data], rows))
     figure.savefig(options.out, dpi=80)
     print(f"\nwrote {options.out}")

@@ -6,8 +6,9 @@ With --compile the training step of each, flowplug's or not, is under torch.comp
 compiled before the clock starts, for as many seconds as results.jsonl says. Evaluation and sampling are not, nor is
 normflows' own residual flow, which torch.compile refuses.
 
-Writes to the output folder results.jsonl (a line a run), table.md, curves.png, summary.md (means over seeds, and what
-flowplug's transforms gain over the plain flow on the same rows), and the test log-likelihood of each row of each run.
+Writes to the output folder results.jsonl (a line a run), table.md, summary.md (means over seeds, and what flowplug's
+transforms gain over the plain flow on the same rows), gains.png, a picture of those gains, and the test log-likelihood
+of each row of each run.
 
     python examples/uci.py --data POWER --models zuko-nsf zuko-nsf+residual --seconds 600
     python examples/uci.py --data FILE.npz MINIBOONE --archive data.tar.gz --seeds 0 1 2 --steps 20000

@@ -1,23 +1,25 @@
-"""What the benchmark writes: the results, a table of them, what flowplug's transforms gain, and the curves."""
+"""What the benchmark writes: the results, a table of them, what flowplug's transforms gain, and a picture of that.
 
+cd examples && python -m uci.report results/equal_time      # draws the summary that is there
+"""
+
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-import matplotlib.pyplot as plt
-import torch
 from torch import Tensor
 
-from common.paired import estimate
-from common.report import markdown, shown, write_lines, write_text
+from common import gains as picture
+from common.paired import Estimate, estimate
+from common.report import cells_of, markdown, shown, write_lines, write_text
 from common.runs import Line, log_likelihoods, title_of
 from uci.models import MARGINAL, PLAIN
 
 Runs = dict[int, tuple[Tensor, Line]]  # by seed: test log-likelihoods, and what else there is
 
 SAMPLES = 200  # whose time is measured
-STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
+GAIN = "gain (nats) ± 2 s.e."
 
 # Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
 COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
@@ -67,7 +69,7 @@ def summary(lines: Sequence[Line], out: Path) -> str:
     that is best on validation rows: the one to judge by.
     """
     columns = [
-        "data", "model", "seeds", "validation", "test log-likelihood (nats) ± 2 s.e.", "steps", "gain (nats) ± 2 s.e.",
+        "data", "model", "seeds", "validation", "test log-likelihood (nats) ± 2 s.e.", "steps", GAIN,
         "of each seed", "of marginals",
     ]  # fmt: skip
     done: dict[tuple[str, str], Runs] = {key_of(line): {} for line in lines}
@@ -109,35 +111,19 @@ def key_of(line: Line) -> tuple[str, str]:
     return line["config"]["data"], line["config"]["model"]
 
 
-def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draws validation log-likelihood against time, a panel per table: a colour per host, a line style per mixture.
-
-    Lines of flows behind splines of the features are twice as wide.
-    """
-    done = [line for line in lines if "failed" not in line]
-    names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
-    hosts = list(dict.fromkeys(line["config"]["model"].partition("+")[0] for line in done))
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names) + 2, 4.5), squeeze=False, layout="constrained")
-    labels: dict[str, Any] = {}
-    for name, axis in zip(names, axes[0], strict=True):
-        tails = []  # the first quarter, and the worst, are far below what matters
-        for line in (line for line in done if line["config"]["data"] == name):
-            model = line["config"]["model"]
-            host, _, mixture = model.partition("+")
-            points = [(seconds, value) for seconds, _, value, _ in line["curve"] if value is not None]
-            linestyle = STYLES[mixture.removesuffix(MARGINAL[1:]).rstrip("+")]
-            width = 2 if model.endswith(MARGINAL) else 1
-            style = {"color": f"C{hosts.index(host)}", "linestyle": linestyle, "linewidth": width}
-            (labels[model],) = axis.plot(*zip(*points, strict=True), **style)
-            tails += [value for _, value in points[len(points) // 4 :]]
-        if tails:
-            low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
-            margin = 0.05 * (high - low) or 1.0
-            axis.set_ylim(low - margin, high + margin)
-        axis.set(title=name, xlabel="time of training, s", ylabel="validation log-likelihood, nats")
-    figure.legend(labels.values(), labels, loc="outside right center", fontsize=7)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+def draw(out: Path) -> bool:
+    """Draws the gains of a folder's summary, if it has any: what they are differences of is not kept with results."""
+    panels: dict[str, list[picture.Gain]] = {}
+    for row in cells_of((out / "summary.md").read_text()):
+        if row[GAIN]:
+            title = row["model"].strip("*")
+            plain = PLAIN[title.partition(", ")[0]]
+            found = Estimate(*map(float, row[GAIN].split(" ± ")))
+            gain = picture.Gain(plain, title.removeprefix(plain), found, chosen=title != row["model"])
+            panels.setdefault(row["data"], []).append(gain)
+    if panels:
+        picture.draw(panels, out / "gains.png", "figures in bold: the best mixture with a flow on validation rows")
+    return bool(panels)
 
 
 def report(lines: Sequence[Line], out: Path) -> str:
@@ -146,6 +132,10 @@ def report(lines: Sequence[Line], out: Path) -> str:
     tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
     for name, text in tables.items():
         write_text(out / name, f"{text}\n")
-    draw(lines, out / "curves.png")
-    written = ", ".join(["results.jsonl", *tables, "curves.png"])
-    return "\n\n".join([*tables.values(), f"written to {out}: {written}"])
+    written = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
+    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(written)}"])
+
+
+if __name__ == "__main__":
+    for folder in sys.argv[1:]:
+        draw(Path(folder))

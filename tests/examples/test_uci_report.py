@@ -1,8 +1,18 @@
-"""examples/uci/report.py: the tables."""
+"""examples/uci/report.py: the tables, and the picture of the gains."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from uci.report import summary, table
+import common
+from common import gains
+from common.gains import Gain
+from common.paired import Estimate
+from common.report import markdown
+from uci.report import GAIN, draw, summary, table
+
+RESULTS = Path(common.__file__).parents[1] / "results"
 
 
 def line(data, *, published):
@@ -77,3 +87,43 @@ class TestSummary:
         failed = {"config": {"data": "t", "model": "zuko-maf+residual", "seed": 0, "lr": 1e-3}, "failed": "why"}
         rows = summary([*lines, failed], tmp_path).splitlines()[2:]
         assert [row.count("±") for row in rows] == [0, 1, 0]
+
+
+def written(out, *rows):
+    (out / "summary.md").write_text(markdown(["data", "model", GAIN], rows))
+    return out
+
+
+class TestDraw:
+    def test_gains_are_those_of_the_summary(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(gains, "draw", lambda panels, path, title: drawn.append((panels, path.name)))
+        out = written(
+            tmp_path,
+            ["power", "zuko-nsf", ""],
+            ["power", "**zuko-nsf+dense**", "+0.403 ± 0.182"],
+            ["power", "zuko-nsf+residual, zuko-nsf+residual, compiled", "-0.100 ± 0.050"],
+            ["protein", "**residual**", "+2.249 ± 0.169"],
+        )
+        assert draw(out)
+        power = [
+            Gain("zuko-nsf", "+dense", Estimate(0.403, 0.182), chosen=True),
+            Gain("zuko-nsf", "+residual, zuko-nsf+residual, compiled", Estimate(-0.1, 0.05)),
+        ]
+        protein = [Gain("normflows-residual", "residual", Estimate(2.249, 0.169), chosen=True)]
+        assert drawn == [({"power": power, "protein": protein}, "gains.png")]
+
+    def test_no_gain_no_picture(self, tmp_path):
+        assert not draw(written(tmp_path, ["power", "residual", ""]))
+        assert not (tmp_path / "gains.png").exists()
+
+    def test_gains_that_are_not_finite_are_left_out_of_the_scale(self, tmp_path):
+        rows = [
+            ["power", f"zuko-nsf+{name}", f"{value} ± nan"] for name, value in (("dense", "-inf"), ("residual", "+nan"))
+        ]
+        assert draw(written(tmp_path, *rows))
+
+    @pytest.mark.parametrize("folder", sorted(path.parent.name for path in RESULTS.glob("*/summary.md")))
+    def test_results_have_a_picture_where_they_have_gains(self, folder, tmp_path):
+        (tmp_path / "summary.md").write_text((RESULTS / folder / "summary.md").read_text())
+        assert draw(tmp_path) == (RESULTS / folder / "gains.png").exists()
