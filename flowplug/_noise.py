@@ -45,7 +45,7 @@ class Noise:
         seed: An integer scalar tensor, read only by an estimator that asks for a generator; ``None``: torch's own.
         mix: What the seed is mixed with: an integer, or one with a tuple of others.
         by_content: Whether a row's numbers are to follow from what it holds, or from its place in the batch.
-        number: That of the transform that asks, as `flowplug._operators` has it, for compiled graphs.
+        number: That of the transform that asks, as ``flowplug._operators`` has it, for compiled graphs.
 
     Example:
         >>> noise = Noise(torch.tensor(7))

@@ -62,7 +62,7 @@ class Transform(nn.Module, abc.ABC):
 
     @property
     def latent_dim(self) -> int:
-        """Number of trailing dimensions that form one event of the latent: ``event_dim``, unless the shape changes."""
+        """Number of trailing dimensions that form one event of the latent, ``event_dim`` unless the shape changes."""
         return self.event_dim
 
     @property

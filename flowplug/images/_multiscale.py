@@ -71,7 +71,7 @@ class MultiscaleTransform(Composition):
 
     @property
     def latent_dim(self) -> int:
-        """1: the latent is a vector."""
+        """One, as the latent is a vector."""
         return 1
 
     def _through(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
