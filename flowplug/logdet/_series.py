@@ -81,7 +81,7 @@ class Gradient(abc.ABC):
 
     @property
     def apart(self) -> Gradient | None:
-        """What stands for this gradient in a compiled graph, whose `attach` needs no draws; ``None`` if there is none."""
+        """What stands for this gradient in a compiled graph, whose `attach` needs no draws, if there is one."""
         return None
 
     def check(self, series: Series) -> None:

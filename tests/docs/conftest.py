@@ -1,4 +1,4 @@
-"""The Python of the pages, README.md and docs/*.md; of an installed wheel there is the README alone."""
+"""The Python of the pages, README.md and docs/; of an installed wheel there is the README alone."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-README, EXTEND, PAGES = ROOT / "README.md", ROOT / "docs" / "extend.md", sorted((ROOT / "docs").glob("*.md"))
+README, EXTEND, PAGES = ROOT / "README.md", ROOT / "docs" / "extend.md", sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 collect_ignore_glob = [] if PAGES else ["test_extend*.py", "test_release.py"]

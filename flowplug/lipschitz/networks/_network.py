@@ -37,8 +37,8 @@ Result = TypeVar("Result")
 class LipschitzNetwork(BranchModule):
     """A network ``g(x, c)`` of layers, whose bias depends on the context, with activations between them.
 
-    The layers are bounded one by one, or as a whole by a `NetworkNorm`. A subclass makes the parts and calls ``_finish``;
-    one that does not apply them in turn overrides `evaluate` and `certify`.
+    The layers are bounded one by one, or as a whole by a `NetworkNorm`. A subclass makes the parts and calls
+    ``_finish``; one that does not apply them in turn overrides `evaluate` and `certify`.
 
     Attributes:
         event_shape: Sizes of the events, ``None`` where any size fits.
