@@ -41,7 +41,9 @@ default_role = "py:obj"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "exclude-members": "extra_repr"}
+autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
 napoleon_use_ivar = True
 nitpick_ignore_regex = [
     (r"py:.*", r"flowplug(_\w+)?\..*\b_\w+.*"),
