@@ -25,21 +25,21 @@ def require_ints(owner: str, **values: object) -> None:
     for name, value in values.items():
         if not _is_int(value):
             hint = ": one number, not a sequence" if _is_sequence(value) else ""
-            raise TypeError(f"{owner}({name}=...) must be an integer; got {_described(value)}{hint}")
+            raise TypeError(f"{owner}({name}=...) must be an integer; got {described(value)}{hint}")
 
 
 def require_numbers(owner: str, **values: object) -> None:
     """Raises TypeError unless every value is a real number; a bool or a tensor is none."""
     for name, value in values.items():
         if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{owner}({name}=...) must be a number; got {_described(value)}")
+            raise TypeError(f"{owner}({name}=...) must be a number; got {described(value)}")
 
 
 def require_bools(owner: str, **values: object) -> None:
     """Raises TypeError unless every value is True or False."""
     for name, value in values.items():
         if not isinstance(value, bool):
-            raise TypeError(f"{owner}({name}=...) must be True or False; got {_described(value)}")
+            raise TypeError(f"{owner}({name}=...) must be True or False; got {described(value)}")
 
 
 def require_sizes(owner: str, **values: object) -> None:
@@ -48,14 +48,14 @@ def require_sizes(owner: str, **values: object) -> None:
         if _is_int(value):
             raise TypeError(f"{owner}({name}=...) must be a sequence of integers; got {value}: write ({value},)")
         if not _are_ints(value):
-            raise TypeError(f"{owner}({name}=...) must be a sequence of integers; got {_described(value)}")
+            raise TypeError(f"{owner}({name}=...) must be a sequence of integers; got {described(value)}")
 
 
 def require_shape(owner: str, **values: object) -> None:
     """Raises TypeError unless every value is an integer or a sequence of integers."""
     for name, value in values.items():
         if not (_is_int(value) or _are_ints(value)):
-            raise TypeError(f"{owner}({name}=...) must be an integer or a sequence of them; got {_described(value)}")
+            raise TypeError(f"{owner}({name}=...) must be an integer or a sequence of them; got {described(value)}")
 
 
 def as_shape(sizes: int | Sequence[int]) -> tuple[int, ...]:
@@ -72,19 +72,19 @@ def require_positive(owner: str, **sizes: int | Sequence[int]) -> None:
 def require_dtype(owner: str, dtype: object) -> None:
     """Raises TypeError unless this is a real floating-point dtype, or None."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"{owner}(dtype=...) must be a floating-point torch.dtype or None; got {_described(dtype)}")
+        raise TypeError(f"{owner}(dtype=...) must be a floating-point torch.dtype or None; got {described(dtype)}")
 
 
 def require_instance(owner: str, name: str, value: object, kind: type, such_as: str) -> None:
     """Raises TypeError unless the value is an instance of the class, of which an example is named."""
     if not isinstance(value, kind):
-        raise TypeError(f"{owner}({name}=...) must be a {kind.__name__}, such as {such_as}; got {_described(value)}")
+        raise TypeError(f"{owner}({name}=...) must be a {kind.__name__}, such as {such_as}; got {described(value)}")
 
 
 def require_part(owner: str, name: str, value: object, method: str, such_as: str) -> None:
     """Raises TypeError unless the value is an object with this method, as a protocol asks for."""
     if isinstance(value, type) or not callable(getattr(value, method, None)):
-        raise TypeError(f"{owner}({name}=...) must be {such_as}; got {_described(value)}")
+        raise TypeError(f"{owner}({name}=...) must be {such_as}; got {described(value)}")
 
 
 def _is_int(value: object) -> bool:
@@ -99,7 +99,8 @@ def _are_ints(value: object) -> bool:
     return _is_sequence(value) and all(map(_is_int, value))
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """What a value is, in a few words."""
     if isinstance(value, type):
         return f"the class {value.__name__} itself: call it"
     if isinstance(value, Tensor):

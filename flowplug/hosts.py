@@ -3,13 +3,15 @@
 import abc
 import importlib.util
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowplug._arguments import as_shape as as_shape
+from flowplug._arguments import described
 from flowplug._arguments import given as given
 from flowplug._arguments import require_bools as require_bools
 from flowplug._arguments import require_instance as require_instance
@@ -136,27 +138,51 @@ class HostTransform(Transform):
         return direction(x) if context is None else direction(x, context=context)
 
 
-def check_host(function: str, transform: object, base: type, otherwise: str) -> None:
-    """Raises a TypeError that says what to call, or else to pass, unless ``transform`` is of the host's base class.
+def check_host(
+    function: str, transform: object, base: type | tuple[type, ...], instead: Mapping[type, str] | None = None
+) -> None:
+    """Raises a TypeError that says what was given, and what to call or pass, unless it is of the host's base class.
 
     Hosts may have the same two methods, and opposite directions: only the class tells them apart.
 
     Args:
         function: The bridge that was called, ``from_host``.
         transform: What it was called with.
-        base: The class of the host's transforms.
-        otherwise: What to pass instead of something that is no transform of any host.
+        base: The class of the host's transforms, or several.
+        instead: For classes of the host that are no transforms, the first that fits: what they are, and what to pass.
     """
     if isinstance(transform, base):
         return
-    given = f"{function} takes a {base.__module__}.{base.__qualname__}; got {type(transform).__qualname__}"
+    first = base[0] if isinstance(base, tuple) else base
+    raise TypeError(f"{function} takes a {_path(first)}; got {_given(function, transform, instead or {})}")
+
+
+def _given(function: str, transform: object, instead: Mapping[type, str]) -> str:
+    if isinstance(transform, type) or inspect.isroutine(transform):
+        return f"{_path(transform)} itself: call it, and pass what it returns"
+    name = _path(type(transform))
     if isinstance(transform, Transform):
-        raise TypeError(f"{given}, which is a flowplug transform already")
-    roots = dict.fromkeys(ancestor.__module__.partition(".")[0] for ancestor in type(transform).__mro__)
-    for root in roots:
-        if function != f"from_{root}" and importlib.util.find_spec(f"flowplug_{root}") is not None:
-            raise TypeError(f"{given}, which belongs to {root}: use flowplug_{root}.from_{root}")
-    raise TypeError(f"{given}: {otherwise}")
+        return f"{name}, a flowplug transform already: use it as it is"
+    if isinstance(getattr(transform, "core", None), Transform):
+        return f"{name}, which wraps a flowplug transform: use that, its core"
+    for kind, advice in instead.items():
+        if isinstance(transform, kind):
+            return f"{name}, {advice}"
+    # Of a copy of a host inside another library, the second name tells the host.
+    names = (name for ancestor in type(transform).__mro__ for name in ancestor.__module__.split(".")[:2])
+    for host in dict.fromkeys(names):
+        if function != f"from_{host}" and importlib.util.find_spec(f"flowplug_{host}") is not None:
+            return f"{name}, which belongs to {host}: use flowplug_{host}.from_{host}"
+    if isinstance(transform, nn.Module):
+        return f"{name}, a module that is no transform: a network goes into flowplug.ResidualTransform(g)"
+    return described(transform)
+
+
+def _path(named: Any) -> str:  # noqa: ANN401 -- a class or function
+    """Where a class or function is imported from, without private modules."""
+    parts = named.__module__.removeprefix("builtins").split(".")
+    public = itertools.takewhile(lambda part: part and not part.startswith("_"), parts)
+    return ".".join([*public, named.__qualname__])
 
 
 def draws_noise(transform: Transform) -> bool:

@@ -6,12 +6,10 @@ nflows user expects. They mix with nflows' transforms in `CompositeTransform`, `
 know its errors.
 
 `from_nflows` goes the other way: any transform of nflows becomes a flowplug transform, and so runs in the other hosts.
-"""
 
-try:
-    import nflows  # noqa: F401
-except ImportError as error:
-    raise ImportError("flowplug_nflows needs nflows: pip install 'flowplug[nflows]'") from error
+All of this holds for glasflow, which has a copy of nflows inside: it is the host where nflows itself is missing; with
+both, transforms and flows of either are accepted, and nflows is what the classes here are made from.
+"""
 
 from flowplug.hosts import reset
 from flowplug_nflows._bridge import from_nflows

@@ -1,10 +1,12 @@
 """nflows' transforms as flowplug transforms."""
 
-from nflows.transforms.base import InverseNotAvailable, Transform
-from torch import Tensor
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 import flowplug as fp
 from flowplug.hosts import HostTransform, Pair, Shape, check_host, context_width, takes_context
+from flowplug_nflows._host import InverseNotAvailable, Transform, flow_classes, of_either
 from flowplug_nflows._shapes import event_dim_of, forward_shape, inverse_shape
 
 
@@ -36,7 +38,9 @@ def from_nflows(
         >>> y.shape, ladj.shape
         (torch.Size([5, 2]), torch.Size([5]))
     """
-    check_host("from_nflows", transform, Transform, "of a Flow, pass the transform it was made from")
+    instead = dict.fromkeys(flow_classes(), "a flow: pass the transform it was made from, flow._transform")
+    instead |= dict.fromkeys((Sequence, nn.ModuleList), "a list: pass nflows.transforms.CompositeTransform(list)")
+    check_host("from_nflows", transform, of_either(Transform), instead)
     name = type(transform).__name__
     width = context_width(transform) if context_features is None else context_features
     if width and not takes_context(transform.forward):
@@ -54,7 +58,7 @@ class NflowsBridge(HostTransform):
     def _to_data(self, y: Tensor, context: Tensor | None) -> Pair:
         try:
             return self._call(self.host.inverse, y, context)
-        except InverseNotAvailable as error:
+        except of_either(InverseNotAvailable) as error:
             mode = "train" if self.training else "eval"
             raise fp.InverseNotAvailable(
                 f"{type(self.host).__name__} of nflows has no inverse in {mode} mode: {error} "

@@ -1,12 +1,10 @@
 """Flows of images for nflows."""
 
-from nflows.distributions.normal import StandardNormal
-from nflows.flows.base import Flow
-from nflows.transforms.base import CompositeTransform
 from torch import Tensor
 
 import flowplug as fp
 from flowplug.hosts import latent_sizes, parts_of
+from flowplug_nflows._host import CompositeTransform, Flow, StandardNormal
 from flowplug_nflows._transform import NflowsTransform
 
 

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from nflows.distributions.normal import StandardNormal
-from nflows.flows.base import Flow
-from nflows.transforms.base import CompositeTransform
 from torch import Tensor, nn
 
 import flowplug as fp
 from flowplug.hosts import require_ints
+from flowplug_nflows._host import CompositeTransform, Flow, StandardNormal
 from flowplug_nflows._transform import NflowsTransform
 
 

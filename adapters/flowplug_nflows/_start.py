@@ -1,9 +1,9 @@
 """Starts from data, of whole flows of nflows."""
 
-from nflows.distributions.base import Distribution
 from torch import Tensor
 
 from flowplug.hosts import starting
+from flowplug_nflows._host import Distribution, flow_classes
 
 
 def start(flow: Distribution, x: Tensor, context: Tensor | None = None) -> None:
@@ -29,7 +29,7 @@ def start(flow: Distribution, x: Tensor, context: Tensor | None = None) -> None:
         >>> flow = ResidualFlow(features=2, hidden_features=32, num_layers=4, num_blocks_per_layer=2)
         >>> start(flow, 5 + 1e9 * torch.randn(1000, 2))
     """
-    if not isinstance(flow, Distribution):
+    if not isinstance(flow, flow_classes()):
         raise TypeError(f"start takes a flow of nflows; got {type(flow).__qualname__}")
     with starting(flow):
         flow.log_prob(x, context)

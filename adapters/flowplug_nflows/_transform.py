@@ -1,10 +1,10 @@
 """Any flowplug transform as an nflows transform."""
 
-from nflows.transforms.base import InverseNotAvailable, Transform
 from torch import Tensor
 
 import flowplug as fp
 from flowplug.hosts import require_instance
+from flowplug_nflows._host import InverseNotAvailable, Transform
 
 
 class NflowsTransform(Transform):  # type: ignore[misc]

@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
+from normflows import ClassCondFlow, MultiscaleFlow, NormalizingFlow
 from normflows import flows as nf
+from normflows.distributions import BaseDistribution
 from torch import Tensor, nn
 
 import flowplug as fp
@@ -21,6 +23,12 @@ _REFUSED: dict[type[nf.Flow], str] = {
     nf.BatchNorm: "maps a sample by its whole batch, and has no inverse: use flowplug.ActNorm",
     nf.CCAffineConst: "takes class labels, which are no context: leave it in normflows",
     nf.Residual: "has wrong gradients under weights per sample: use flowplug_normflows.Residual(flow.iresblock.nnet)",
+}
+_INSTEAD: dict[type, str] = {
+    NormalizingFlow: "a flow: pass flow.flows",
+    ClassCondFlow: "a flow: pass flow.flows",
+    MultiscaleFlow: "a flow of several scales: pass the flows of one of them, flow.flows[i]",
+    BaseDistribution: "a distribution: pass the flows in front of it",
 }
 
 
@@ -79,7 +87,7 @@ def _bridge(flow: nf.Flow | Sequence[nf.Flow] | nn.ModuleList, event_dim: int, w
         for part in reversed(flow):
             parts.append(_bridge(part, parts[-1].latent_dim if parts else event_dim, width))
         return fp.ComposedTransform(*parts)
-    check_host("from_normflows", flow, nf.Flow, "of a NormalizingFlow, pass its flows")
+    check_host("from_normflows", flow, nf.Flow, _INSTEAD)
     for refused, reason in _REFUSED.items():
         if isinstance(flow, refused):
             raise TypeError(f"{type(flow).__name__} of normflows {reason}")

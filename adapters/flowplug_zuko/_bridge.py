@@ -1,14 +1,25 @@
 """zuko's lazy transforms as flowplug transforms."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from zuko.lazy import LazyTransform
+from torch import Tensor, distributions, nn
+from zuko.lazy import Flow, LazyDistribution, LazyTransform
 
 import flowplug as fp
 from flowplug.hosts import HostTransform, Pair, Shape, check_host
 from flowplug_zuko._shapes import event_dim_of, forward_shape, inverse_shape
+
+_INSTEAD: dict[type, str] = {
+    Flow: "a flow: pass flow.transform",
+    LazyDistribution: "a distribution: pass the transform in front of it",
+    distributions.Distribution: "a distribution: pass flow.transform of the flow that returned it",
+    distributions.Transform: "a transform that is not lazy: pass UnconditionalTransform(RotationTransform, A) for "
+    "RotationTransform(A), or flow.transform of the flow that returned it",
+    Sequence: "a list: pass zuko.lazy.LazyComposedTransform(*list)",
+    nn.ModuleList: "a list: pass zuko.lazy.LazyComposedTransform(*list)",
+}
 
 
 def from_zuko(transform: LazyTransform, *, event_dim: int | None = None, context_features: int = 0) -> fp.Transform:
@@ -37,8 +48,7 @@ def from_zuko(transform: LazyTransform, *, event_dim: int | None = None, context
         >>> y.shape, ladj.shape
         (torch.Size([5, 2]), torch.Size([5]))
     """
-    otherwise = "of a Flow, pass its transform; an eager one as UnconditionalTransform(RotationTransform, A)"
-    check_host("from_zuko", transform, LazyTransform, otherwise)
+    check_host("from_zuko", transform, LazyTransform, _INSTEAD)
     dims = event_dim_of(transform) if event_dim is None else event_dim
     return ZukoBridge(transform, event_dim=dims, context_features=context_features)
 

@@ -72,28 +72,47 @@ def test_bad_sizes(event_dim, context_features, error):
 
 
 class TestCheckHost:
-    def message(self, transform, base=nn.Linear):
+    def message(self, transform, instead=None, function="from_mine"):
         with pytest.raises(TypeError) as caught:
-            hosts.check_host("from_mine", transform, base, "pass one of its parts")
-        return str(caught.value)
+            hosts.check_host(function, transform, nn.Linear, instead)
+        assert str(caught.value).startswith(f"{function} takes a torch.nn.modules.linear.Linear; got ")
+        return str(caught.value).partition("; got ")[2]
 
     def test_the_hosts_own_pass(self):
-        hosts.check_host("from_mine", nn.Linear(2, 2), nn.Module, "")
+        hosts.check_host("from_mine", nn.Linear(2, 2), nn.Module)
+        hosts.check_host("from_mine", nn.Linear(2, 2), (nn.Tanh, nn.Linear))
 
     def test_an_adapter_is_named_only_if_it_is_installed(self, monkeypatch):
-        given = "from_mine takes a torch.nn.modules.linear.Linear; got "
-        transform, adapter = nt.LULinear(2), "which belongs to nflows: use flowplug_nflows.from_nflows"
-        assert self.message(transform) == f"{given}LULinear, {adapter}"
-        asked, find = [], importlib.util.find_spec
+        transform, name = nt.LULinear(2), "nflows.transforms.lu.LULinear"
+        assert self.message(transform) == f"{name}, which belongs to nflows: use flowplug_nflows.from_nflows"
+        asked = []
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: asked.append(name))
-        assert self.message(transform) == f"{given}LULinear: pass one of its parts"
+        assert self.message(transform).startswith(f"{name}, a module that is no transform")
         assert "flowplug_nflows" in asked
-        monkeypatch.setattr(importlib.util, "find_spec", find)
-        assert self.message(nn.Tanh()) == f"{given}Tanh: pass one of its parts"
 
     def test_the_adapter_that_was_called_is_not_named(self):
-        with pytest.raises(TypeError, match=r"got LULinear: pass its transform$"):
-            hosts.check_host("from_nflows", nt.LULinear(2), nn.Linear, "pass its transform")
+        assert "no transform" in self.message(nt.LULinear(2), function="from_nflows")
+
+    def test_a_copy_of_a_host_inside_another_library(self):
+        inside = type("Coupling", (nn.Module,), {"__module__": "glasflow.nflows.transforms"})
+        assert self.message(inside()).endswith("Coupling, which belongs to nflows: use flowplug_nflows.from_nflows")
+
+    def test_the_first_advice_that_fits(self):
+        instead = {nn.Tanh: "a tangent: pass its argument", nn.Module: "a module"}
+        assert self.message(nn.Tanh(), instead) == "torch.nn.modules.activation.Tanh, a tangent: pass its argument"
+        assert self.message(nn.Sigmoid(), instead).endswith("Sigmoid, a module")
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (nn.Linear, "torch.nn.modules.linear.Linear itself: call it, and pass what it returns"),
+            (hosts.parts_of, "flowplug.hosts.parts_of itself: call it, and pass what it returns"),
+            ("linear", "'linear'"),
+            (None, "None"),
+        ],
+    )
+    def test_what_is_no_module(self, given, message):
+        assert self.message(given) == message
 
     def test_transforms_of_flowplug(self):
-        assert self.message(fp.ActNorm(2)).endswith("got ActNorm, which is a flowplug transform already")
+        assert self.message(fp.ActNorm(2)) == "flowplug.ActNorm, a flowplug transform already: use it as it is"

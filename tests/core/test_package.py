@@ -51,13 +51,20 @@ def test_importing_the_core_loads_no_host_and_nothing_but_torch():
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("host", ["nflows", "normflows", "zuko"])
-def test_an_adapter_without_its_host_says_what_to_install(host):
-    code = f"import sys; sys.modules['{host}'] = None\nimport flowplug_{host}"
+@pytest.mark.parametrize(
+    ("host", "more"),
+    [
+        ("nflows", ", or glasflow, which has a copy of it: pip install 'flowplug[glasflow]'"),
+        ("normflows", ""),
+        ("zuko", ""),
+    ],
+)
+def test_an_adapter_without_its_host_says_what_to_install(host, more):
+    code = f"import sys; sys.modules['{host}'] = sys.modules['glasflow'] = None\nimport flowplug_{host}"
     root = fp.__path__[0].rsplit("/", 1)[0]
     env = {"PYTHONPATH": f"{root}:{root}/adapters", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert f"ImportError: flowplug_{host} needs {host}: pip install 'flowplug[{host}]'" in done.stderr
+    assert f"ImportError: flowplug_{host} needs {host}: pip install 'flowplug[{host}]'{more}\n" in done.stderr
 
 
 @pytest.mark.parametrize(
