@@ -1,5 +1,7 @@
 """Residual flows."""
 
+from __future__ import annotations
+
 import copy
 import functools
 import math
@@ -26,7 +28,7 @@ def _outside_inference_mode(method: Method) -> Method:
     """Estimators differentiate, which inference mode forbids: there, works on ordinary copies under ``no_grad``."""
 
     @functools.wraps(method)
-    def wrapped(self: "ResidualTransform", x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def wrapped(self: ResidualTransform, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return method(self, x, context)
         with torch.inference_mode(mode=False), torch.no_grad():
@@ -145,7 +147,7 @@ class ResidualTransform(Transform):
         self.replay, self._copies, self._number = Replay(), 0, number_of(self)
         self._lineage: tuple[int, ...] = ()  # which copy of which copy it is
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ResidualTransform":
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResidualTransform:
         """A copy that has noise of its own under `fixed_noise`, as a flow may be built of copies."""
         self._copies += 1
         twin = type(self).__new__(type(self))

@@ -1,5 +1,7 @@
 """The recommended residual flow, as one transform."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 from torch import nn

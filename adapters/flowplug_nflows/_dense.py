@@ -1,8 +1,10 @@
 """Dense transforms with the arguments of nflows' own."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import flowplug as fp
 from flowplug_nflows._transform import NflowsTransform
@@ -19,7 +21,7 @@ class DenseTransform(NflowsTransform):
         bias: Whether there is a b.
         gradient: A `flowplug.DenseGradient`: `flowplug.Relative`, `flowplug.TransposedRelative`, `flowplug.Euclidean`.
         value: A `flowplug.DenseValue`: `flowplug.ExactValue`, `flowplug.Deferred`.
-        init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
+        init: Fills W in place: `flowplug.ScaledIdentity`, ...; ``None`` for `torch.nn.init.orthogonal_`.
 
     Example:
         >>> transform = DenseTransform(features=2, activation=None)
@@ -35,7 +37,7 @@ class DenseTransform(NflowsTransform):
         bias: bool = True,
         gradient: fp.DenseGradient = fp.Relative(),  # noqa: B008 -- frozen
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
-        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+        init: Callable[[Tensor], object] | None = None,
     ) -> None:
         super().__init__(
             fp.DenseTransform(features, activation=activation, bias=bias, gradient=gradient, value=value, init=init)

@@ -1,5 +1,7 @@
 """Flows of images for nflows."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 import flowplug as fp

@@ -1,5 +1,7 @@
 """Residual transforms with the arguments of nflows' own."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import cast
 

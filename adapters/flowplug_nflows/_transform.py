@@ -1,5 +1,7 @@
 """Any flowplug transform as an nflows transform."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 import flowplug as fp

@@ -1,8 +1,10 @@
 """Dense transforms with the arguments of normflows' own."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import flowplug as fp
 from flowplug_normflows._transform import NormflowsFlow
@@ -21,7 +23,7 @@ class Dense(NormflowsFlow):
         bias: Whether there is a b.
         gradient: A `flowplug.DenseGradient`: `flowplug.Relative`, `flowplug.TransposedRelative`, `flowplug.Euclidean`.
         value: A `flowplug.DenseValue`: `flowplug.ExactValue`, `flowplug.Deferred`.
-        init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
+        init: Fills W in place: `flowplug.ScaledIdentity`, ...; ``None`` for `torch.nn.init.orthogonal_`.
 
     Example:
         >>> flow = Dense(2, activation=None)
@@ -38,7 +40,7 @@ class Dense(NormflowsFlow):
         bias: bool = True,
         gradient: fp.DenseGradient = fp.Relative(),  # noqa: B008 -- frozen
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
-        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+        init: Callable[[Tensor], object] | None = None,
     ) -> None:
         core = fp.DenseTransform(
             num_channels, activation=activation, bias=bias, gradient=gradient, value=value, init=init

@@ -1,5 +1,7 @@
 """A ready-made flow of normflows."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import cast
 

@@ -1,5 +1,7 @@
 """Flows of images for normflows."""
 
+from __future__ import annotations
+
 from normflows import ConditionalNormalizingFlow, NormalizingFlow
 from normflows.distributions import DiagGaussian
 from torch import nn

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from normflows import flows as nf
 from normflows.nets.lipschitz import InducedNormConv2d, InducedNormLinear, LipschitzCNN, LipschitzMLP, Swish
 from torch import nn
 
 import flowplug as fp
+from flowplug.hosts import require_ints, require_shape
 
 _SIDE, _ITERATIONS = 16, 200
 
@@ -86,12 +88,20 @@ def branch_of(net: nn.Module | int | Sequence[int], width: int, options: dict[st
     """The network itself, or one that is made for events of this width or shape.
 
     Raises:
-        TypeError: An option is given beside a network.
+        TypeError: An option is given beside a network, or this is no network.
         ContextError: The network takes a context of another width.
     """
+    require_ints("Residual", context_features=width)
     if not isinstance(net, nn.Module):
+        require_shape("Residual", net=net)
         return fp.LipschitzMLP(net, context_features=width, **options)
     name = type(net).__name__
+    if isinstance(net, nf.Residual):
+        raise TypeError(f"Residual(net=...) must be a network; got {name} of normflows: pass flow.iresblock.nnet")
+    if isinstance(net, nf.Flow | fp.Transform):
+        raise TypeError(
+            f"Residual(net=...) must be a network g, whose flow is x + g(x); got {name}, which is a flow already"
+        )
     if options:
         raise TypeError(
             f"Residual got {', '.join(options)} beside net, a {name} that is built already: give them to the network, "

@@ -1,5 +1,7 @@
 """Any flowplug transform as a normflows flow."""
 
+from __future__ import annotations
+
 from normflows.flows import Flow
 from torch import Tensor
 

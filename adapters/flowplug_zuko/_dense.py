@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 from zuko.lazy import Flow
 
 import flowplug as fp
@@ -24,7 +24,7 @@ class DenseTransform(ZukoTransform):
         bias: Whether there is a b.
         gradient: A `flowplug.DenseGradient`: `flowplug.Relative`, `flowplug.TransposedRelative`, `flowplug.Euclidean`.
         value: A `flowplug.DenseValue`: `flowplug.ExactValue`, `flowplug.Deferred`.
-        init: Fills W in place: `torch.nn.init.orthogonal_`, `flowplug.ScaledIdentity`, ...
+        init: Fills W in place: `flowplug.ScaledIdentity`, ...; ``None`` for `torch.nn.init.orthogonal_`.
 
     Example:
         >>> t = DenseTransform(3, activation=None)
@@ -40,7 +40,7 @@ class DenseTransform(ZukoTransform):
         bias: bool = True,
         gradient: fp.DenseGradient = fp.Relative(),  # noqa: B008 -- frozen
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
-        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+        init: Callable[[Tensor], object] | None = None,
     ) -> None:
         super().__init__(
             fp.DenseTransform(features, activation=activation, bias=bias, gradient=gradient, value=value, init=init)
@@ -73,7 +73,7 @@ class DenseFlow(Flow):  # type: ignore[misc]
         transforms: int = 3,
         activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
-        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+        init: Callable[[Tensor], object] | None = None,
     ) -> None:
         require_ints("DenseFlow", features=features, transforms=transforms)
         if transforms < 1:

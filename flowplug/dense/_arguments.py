@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowplug._errors import ContextError, ShapeError
 from flowplug._precision import at_least_single
@@ -64,10 +64,11 @@ def elementwise(name: str, activation: Any, features: int) -> None:  # noqa: ANN
         )
 
 
-def started(name: str, init: Callable[[Tensor], object], features: int) -> Tensor:
+def started(name: str, init: Callable[[Tensor], object] | None, features: int) -> Tensor:
     """A square matrix in torch's default dtype, filled by ``init`` in at least single precision."""
+    init = nn.init.orthogonal_ if init is None else init
     if not callable(init):
-        raise TypeError(f"{name}(init) must be a function that fills a matrix in place; got {init!r}")
+        raise TypeError(f"{name}(init) must be a function that fills a matrix in place, or None; got {init!r}")
     empty = torch.empty(features, features)
     matrix = at_least_single(empty)
     init(matrix)

@@ -101,7 +101,7 @@ class CircularConv2d(Transform):
         activation: Transform | None = None,
         bias: bool = True,
         gradient: DenseGradient = Relative(),  # noqa: B008 -- frozen
-        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+        init: Callable[[Tensor], object] | None = None,
     ) -> None:
         super().__init__()
         channels, size = whole("CircularConv2d(channels)", channels), whole("CircularConv2d(kernel_size)", kernel_size)

@@ -42,7 +42,8 @@ class DenseTransform(Transform):
         bias: Whether there is a b.
         gradient: `Relative`, `TransposedRelative` or `Euclidean`.
         value: `ExactValue` or `Deferred`.
-        init: Fills W in place: `torch.nn.init.orthogonal_`, `ScaledIdentity`, ... `whiten` starts from data instead.
+        init: Fills W in place: `ScaledIdentity`, ...; ``None`` for `torch.nn.init.orthogonal_`. `whiten` starts from
+            data instead.
 
     Raises:
         ShapeError: ``features`` is not a whole number of at least 1, the activation is not for vectors of that width,
@@ -68,7 +69,7 @@ class DenseTransform(Transform):
         bias: bool = True,
         gradient: DenseGradient = Relative(),  # noqa: B008 -- frozen
         value: DenseValue = ExactValue(),  # noqa: B008 -- frozen
-        init: Callable[[Tensor], object] = nn.init.orthogonal_,
+        init: Callable[[Tensor], object] | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__

@@ -1,5 +1,7 @@
 """The residual flow for images as published, as one transform."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 from torch import nn

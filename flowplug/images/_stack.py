@@ -1,5 +1,7 @@
 """The recommended residual flow for images, as one transform."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 

@@ -165,6 +165,26 @@ class TestArguments:
             with pytest.raises(TypeError, match=f"Residual got {name} beside net, a LipschitzMLP that is built alr"):
                 flowplug_normflows.Residual(net, **{name: value})
 
+    @pytest.mark.parametrize(
+        ("net", "message"),
+        [
+            (lambda: fp.LipschitzMLP, r"Residual\(net=\.\.\.\) must be .*; got the class LipschitzMLP itself: call it"),
+            (
+                lambda: nf.flows.Residual(nf.nets.LipschitzMLP([2, 4, 2])),
+                r"got Residual of normflows: pass flow\.iresbl",
+            ),
+            (lambda: nf.flows.Permute(2), r"must be a network g, .*; got Permute, which is a flow already"),
+            (lambda: fp.ResidualTransform(fp.LipschitzMLP(2)), "got ResidualTransform, which is a flow already"),
+        ],
+    )
+    def test_what_is_no_network_is_refused_by_name(self, net, message):
+        with pytest.raises(TypeError, match=message):
+            flowplug_normflows.Residual(net())
+
+    def test_a_context_is_a_width(self):
+        with pytest.raises(TypeError, match=r"Residual\(context_features=\.\.\.\) must be an integer; got 'a'"):
+            flowplug_normflows.Residual(fp.LipschitzMLP(2), context_features="a")
+
     def test_strategies_go_with_a_network_that_is_built(self):
         chosen = {"eval_logdet": fp.Krylov(), "solver": fp.FixedPoint(max_steps=50)}
         core = flowplug_normflows.Residual(fp.LipschitzMLP(2), n_power_series=7, **chosen).core

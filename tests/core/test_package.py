@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -98,6 +99,26 @@ def test_an_adapter_without_its_host_says_what_to_install(host, more):
 def test_misspelt_keywords_are_refused(make):
     with pytest.raises(TypeError, match="misspelt"):
         make(misspelt=1)
+
+
+def public_constructors():
+    for package in (fp, flowplug_nflows, flowplug_normflows, flowplug_zuko):
+        for name in getattr(package, "__all__", dir(package)):
+            made = getattr(package, name)
+            if name.startswith("_") or not callable(made) or (isinstance(made, type) and issubclass(made, Exception)):
+                continue
+            # What is there to be subclassed has no arguments of its own.
+            if inspect.isabstract(made) or getattr(made, "_is_protocol", False) or made is fp.LipschitzNetwork:
+                continue
+            yield pytest.param(made, id=f"{package.__name__}.{name}")
+
+
+@pytest.mark.parametrize("made", list(public_constructors()))
+def test_help_shows_arguments_and_their_defaults(made):
+    for parameter in inspect.signature(made).parameters.values():
+        assert parameter.name not in ("args", "kwargs")
+        assert parameter.kind is not parameter.VAR_KEYWORD
+        assert " at 0x" not in repr(parameter.default)
 
 
 def test_the_public_api_fits_one_screen():

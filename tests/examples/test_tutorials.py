@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +47,18 @@ class TestDense:
         options = dense.Options(data=table, seconds=0.1, only=("dense flow", "zuko: MAF"), out=tmp_path)
         dense.compare(options, table)
         assert (tmp_path / "table.md").read_text().count("\n| ") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    ["tutorials/torchlip.py --steps 2 --blocks 1", "benchmarks/inverse.py --points 10 --rounds 1 --steps 3"],
+)
+def test_networks_of_other_libraries_print_no_warning(command):
+    script, *options = command.split()
+    code = [sys.executable, str(Path(plane.__file__).parents[1] / script), *options]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stderr
 
 
 def test_densities_fill_the_picture():

@@ -68,6 +68,9 @@ class FullSort(nn.Module):
         tensor([[1., 2., 3., 9.]])
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
         """Sorts ``(B, channels, *spatial)`` along the channels."""
         return x.sort(dim=1).values
