@@ -76,7 +76,7 @@ def part_of_sbi(name: str) -> ModuleType:
 def box(features: int, bound: float) -> Distribution:
     """Uniform in all features between these bounds."""
     ones = torch.ones(features)
-    return Independent(Uniform(-bound * ones, bound * ones), 1)  # type: ignore[no-untyped-call]
+    return Independent(Uniform(-bound * ones, bound * ones), 1)
 
 
 def kept(draw: Callable[[int], Tensor], bound: float, count: int) -> Tensor:
@@ -131,7 +131,7 @@ def linear_gaussian(features: int = 10, variance: float = 0.1) -> Task:
     """The parameters plus noise; all is Gaussian."""
     module = part_of_sbi("simulators.linear_gaussian")
     shift, covariance = torch.zeros(features), variance * torch.eye(features)
-    prior = MultivariateNormal(shift, covariance)  # type: ignore[no-untyped-call]
+    prior = MultivariateNormal(shift, covariance)
 
     def exact(x: Tensor, count: int) -> Tensor:
         posterior = module.true_posterior_linear_gaussian_mvn_prior(x, shift, covariance, shift, covariance)
