@@ -14,7 +14,7 @@ SOURCES = {
     "flowplug", "adapters", "docs", "examples", "tests", "constraints.txt", "pyproject.toml", "PKG-INFO", ".gitignore",
     "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md",
 }  # fmt: skip
-EXTRAS = {"all", "dev", "examples", "nflows", "normflows", "test", "zuko"}
+EXTRAS = {"all", "dev", "docs", "examples", "glasflow", "nflows", "normflows", "sbi", "test", "zuko"}
 LARGEST = 1_000_000  # bytes of either file
 
 
@@ -33,7 +33,8 @@ for path in (source, wheel):
 with tarfile.open(source) as archive:
     files = [name.partition("/")[2] for name in archive.getnames()]
 equal({name.partition("/")[0] for name in files}, SOURCES, source.name)
-equal({name for name in files if name.endswith((".png", ".pyc"))}, set(), f"pictures and caches of {source.name}")
+pictures = {name for name in files if name.endswith((".png", ".pyc"))}
+equal(pictures, {"docs/_static/gains.png"}, f"pictures and caches of {source.name}")
 
 with zipfile.ZipFile(wheel) as archive:
     names = archive.namelist()
