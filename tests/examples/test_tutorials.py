@@ -52,7 +52,7 @@ class TestDense:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    ["tutorials/torchlip.py --steps 2 --blocks 1", "benchmarks/inverse.py --points 10 --rounds 1 --steps 3"],
+    ["tutorials/torchlip.py --steps 2 --blocks 1", "benchmarks/inverse.py --points 10 --rounds 2 --steps 9"],
 )
 def test_networks_of_other_libraries_print_no_warning(command):
     script, *options = command.split()
