@@ -121,7 +121,7 @@ TABLE = {
         from_normflows, lambda: [normflows_spline(context=2), masked_affine()], context=2, exempt=HOSTS_VMAP
     ),
     "zuko MAF": bridged(from_zuko, zuko_maf, exempt=UNSCALED),
-    "zuko MAF context": bridged(from_zuko, lambda: zuko_maf(context=2), context=2),
+    "zuko MAF context": bridged(from_zuko, lambda: zuko_maf(context=2), context=2, exempt=UNSCALED),
     "zuko NSF": bridged(from_zuko, lambda: zuko_nsf(context=2), context=2),
     "zuko coupling": bridged(from_zuko, lambda: zuko.flows.GeneralCouplingTransform(3, hidden_features=(8,))),
     "zuko inverse": bridged(from_zuko, lambda: zuko_maf().inv),
