@@ -130,7 +130,7 @@ class InducedNorm(OperatorNorm):
             return scale * norms.amax()
         if p == q == 2:
             return SVD().measure(weight)
-        return induced_bound(weight, weight.new_tensor(1 / p), weight.new_tensor(1 / q))
+        return induced_bound(weight, weight.new_full((), 1 / p), weight.new_full((), 1 / q))
 
     @torch.no_grad()
     def estimate(self, weight: Tensor, *, rtol: float = 1e-6, max_iterations: int = 1000) -> Tensor:
