@@ -1,4 +1,4 @@
-"""What the study writes: the results, a table of them, what flowplug's transforms gain, and the curves."""
+"""What the study writes: the results, a table of them, what flowplug's transforms gain, and pictures of both."""
 
 import math
 import time
@@ -14,14 +14,16 @@ from nflows.transforms.base import InverseNotAvailable
 from torch import Tensor
 
 import flowplug as fp
+from common import gains
 from common.densities import size
-from common.paired import estimate
-from common.report import finite, markdown, shown, write_lines, write_text
+from common.paired import Estimate, estimate
+from common.report import cells_of, finite, markdown, shown, write_lines, write_text
 from common.runs import Line, log_likelihoods
 from common.trial import FAILURES
 from posteriors.models import PLAIN, Posterior
 from posteriors.tasks import Problem, part_of_sbi
 
+GAIN = "gain (nats) ± 2 s.e."
 STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
 
 
@@ -90,7 +92,7 @@ def summary(lines: Sequence[Line], out: Path) -> str:
     the seconds until it is as good there as the plain estimator gets: the mean of the runs that are, and how many.
     """
     columns = [
-        "task", "model", "seeds", "validation", "test log q (nats) ± 2 s.e.", "gain (nats) ± 2 s.e.", "of each seed",
+        "task", "model", "seeds", "validation", "test log q (nats) ± 2 s.e.", GAIN, "of each seed",
         "C2ST ± 2 s.e.", "less plain ± 2 s.e.", "steps", "seconds", "to plain's best, s",
     ]  # fmt: skip
     done: dict[tuple[str, str], dict[int, tuple[Line, Tensor]]] = {key_of(line): {} for line in lines}
@@ -176,6 +178,20 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_gains(out: Path) -> bool:
+    """Draws the gains of a folder's summary, if it has any."""
+    panels: dict[str, list[gains.Gain]] = {}
+    for row in cells_of((out / "summary.md").read_text()):
+        if row[GAIN]:
+            model = row["model"].strip("*")
+            plain, found = PLAIN[model], Estimate(*map(float, row[GAIN].split(" ± ")))
+            gain = gains.Gain(plain, model.removeprefix(plain), found, chosen=model != row["model"])
+            panels.setdefault(row["task"], []).append(gain)
+    if panels:
+        gains.draw(panels, out / "gains.png", "figures in bold: the best mixture with a flow on held-out simulations")
+    return bool(panels)
+
+
 def report(lines: Sequence[Line], out: Path) -> str:
     """Writes the results so far; returns both tables, and what is written."""
     write_lines(out / "results.jsonl", lines)
@@ -183,5 +199,5 @@ def report(lines: Sequence[Line], out: Path) -> str:
     for name, text in tables.items():
         write_text(out / name, f"{text}\n")
     draw(lines, out / "curves.png")
-    written = ", ".join(["results.jsonl", *tables, "curves.png"])
-    return "\n\n".join([*tables.values(), f"written to {out}: {written}"])
+    written = ["results.jsonl", *tables, "curves.png", *(["gains.png"] if draw_gains(out) else [])]
+    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(written)}"])

@@ -144,7 +144,7 @@ def test_the_grid_is_run_and_reported(tmp_path, capsys):
         assert all(0 <= score <= 1 for score in line["c2st"])
         assert line["sampling_ms"] > 0
     written = {path.name for path in out.iterdir() if path.suffix != ".pt"}
-    assert written == {"curves.png", "results.jsonl", "summary.md", "table.md"}
+    assert written == {"curves.png", "gains.png", "results.jsonl", "summary.md", "table.md"}
     assert (out / "summary.md").read_text() in capsys.readouterr().out
 
 
@@ -208,6 +208,15 @@ class TestSummary:
         rows = report.summary(lines, tmp_path).splitlines()
         assert rows[-1].endswith("| 1.0 (1 of 2) |")
         assert rows[-2].endswith("|  |")
+
+    def test_a_picture_shows_the_gains(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(report.gains, "draw", lambda panels, path, title: drawn.append((panels, path.name)))
+        (tmp_path / "summary.md").write_text(report.summary(self.lines(tmp_path), tmp_path))
+        assert report.draw_gains(tmp_path)
+        ((panels, name),) = drawn
+        ((plain, flow, (mean, _), chosen),) = panels["t"]
+        assert (name, plain, flow, mean, chosen) == ("gains.png", "zuko-nsf", "+dense", 1.0, True)
 
     def test_failed_runs_and_missing_scores_have_cells(self, tmp_path):
         lines = [
