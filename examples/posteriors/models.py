@@ -49,7 +49,7 @@ class Posterior(Model):
 
 @torch.no_grad()
 def start(estimator: nn.Module, theta: Tensor, x: Tensor) -> None:
-    """Starts what starts from data; else NPE would have it do so from the two rows that it tries an estimator on."""
+    """Starts what starts from data; else it would warn of the two rows on which NPE tries an estimator."""
     with hosts.starting(estimator):
         Posterior(estimator)(theta[:START_ROWS], x[:START_ROWS])
 
