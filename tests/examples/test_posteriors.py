@@ -35,7 +35,7 @@ CONFIG = {
 
 @pytest.fixture
 def sbi():
-    """sbi, where it is installed: the extra of this name is no part of what the tests need."""
+    """sbi, which the extra `test` installs; the oldest supported versions may have none that fits."""
     return pytest.importorskip("sbi", reason="the study of posteriors needs sbi: pip install 'flowplug[sbi]'")
 
 
