@@ -23,7 +23,7 @@ import flowplug as fp
 import flowplug_zuko
 from benchmarks.measurements import Figure, Measurement, Recorded, run
 from benchmarks.models import normflows_residual
-from common.command import among
+from common.command import among, refusing
 from common.densities import Density, log_likelihoods, of_transform, of_zuko, size
 from common.tables import EMBEDDED, load
 from common.training import Options, rows_of
@@ -65,12 +65,14 @@ class Settings(Recorded):
     compile: bool = False  # train under torch.compile
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among(self, "only", MODELS)
 
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """Every model for every seed."""
-    table = load(settings.data)
+    with refusing():
+        table = load(settings.data)
     for seed in settings.seeds:
         for name in settings.only:
             torch.manual_seed(seed)

@@ -22,7 +22,7 @@ from benchmarks.costs.flows import backward, residual_flow, spline_flow, started
 from benchmarks.measurements import Figure, Measurement, Recorded, hardware, median, over, run
 from benchmarks.models import Loss
 from common.clock import paired, seconds
-from common.command import OptionError, among, usable
+from common.command import OptionError, among
 from common.densities import Density
 from common.training import WARM, nll
 
@@ -46,9 +46,9 @@ class Settings(Recorded):
     device: str = "cuda"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among(self, "modes", MODES)
         among(self, "flows", FLOWS)
-        usable(self)
         if "eager" not in self.modes:
             raise OptionError("--modes must have eager, which the others are compared with")
 

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 import flowplug as fp
 from benchmarks.measurements import Figure, Measurement, Recorded, run
+from common.command import refusing
 from common.densities import log_prob
+from common.tables import stored
 
 DIGITS = "digits"
 
@@ -42,12 +44,12 @@ def loaded(settings: Settings) -> tuple[int, Tensor, Tensor]:
     if settings.data == DIGITS:
         levels = torch.tensor(load_digits().images, dtype=torch.float32).flatten(1)
         return 17, levels[:1297], levels[1297:]
-    path = Path(settings.data)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}: give an .npz file with arrays train and test, or {DIGITS}")
-    arrays = np.load(path)
-    if missing := {"train", "test"} - set(arrays.files):
-        raise ValueError(f"{path} lacks the arrays {sorted(missing)}; it holds {arrays.files}")
+    given = f"an .npz file with arrays train and test, or {DIGITS}"
+    arrays = stored(Path(settings.data), ("train", "test"), given)
+    forms = {(array.dtype.name, array.shape[1:]) for array in arrays.values()}
+    if len(forms) > 1 or any(array.dtype != np.uint8 or array.ndim < 2 or not array.size for array in arrays.values()):
+        got = ", ".join(f"{part} {array.dtype} {array.shape}" for part, array in arrays.items())
+        raise ValueError(f"train and test must be images of bytes of one size; {settings.data} has {got}")
     train, test = (torch.tensor(arrays[part], dtype=torch.float32).flatten(1) for part in ("train", "test"))
     return 256, train[: settings.images], test[: settings.test]
 
@@ -55,7 +57,8 @@ def loaded(settings: Settings) -> tuple[int, Tensor, Tensor]:
 @torch.no_grad()
 def measure(settings: Settings) -> Iterator[Measurement]:
     """All starts, of the same images."""
-    levels, train, test = loaded(settings)
+    with refusing():
+        levels, train, test = loaded(settings)
     pixels = train.shape[1]
     rows = torch.cat([dequantised(train, levels) for _ in range(settings.noises)])
     new = dequantised(test, levels)

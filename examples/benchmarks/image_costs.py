@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ import flowplug as fp
 from benchmarks.measurements import Figure, Measurement, Recorded, median, over, run
 from benchmarks.models import Counting, likelihood_loss
 from common.clock import paired, seconds
+from common.command import at_least, refusing
 from common.memory import peak_alone
 from common.tables import stored
 from common.training import Options, Training
@@ -73,6 +75,11 @@ class Settings(Recorded):
     batch: int = 64
     draws: int = 40
     rounds: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 2, "batch")  # half of them are evaluated
+        at_least(self, 8, "draws")  # of a quarter variances are taken
 
 
 def network(channels: int, hidden: int) -> fp.LipschitzCNN:
@@ -131,14 +138,17 @@ def pixels(source: str) -> tuple[Tensor, int]:
     """Grey images ``(N, H, W)``, and how many levels they have."""
     if source == DIGITS:
         return torch.tensor(load_digits().images), 17
-    return torch.from_numpy(stored(Path(source))["train"]), 256
+    grey = stored(Path(source), ("train",), f"an .npz file with an array train of grey images, or {DIGITS}")["train"]
+    if grey.dtype != np.uint8 or grey.ndim != 3 or not grey.size or grey.shape[1] != grey.shape[2] or grey.shape[1] % 2:
+        raise ValueError(f"train of {source} must be bytes (n, H, H), H even; got {grey.dtype} {grey.shape}")
+    return torch.from_numpy(grey), 256
 
 
 class Images:
     """Batches of normal scores, squeezed once: ``(B, 4, H / 2, W / 2)``."""
 
-    def __init__(self, settings: Settings) -> None:
-        grey, self._levels = pixels(settings.data)
+    def __init__(self, grey: Tensor, levels: int) -> None:
+        self._levels = levels
         self._grey = grey.flatten(1).float()
         self._side = grey.shape[1]
         self.features = self._grey.shape[1]
@@ -249,9 +259,11 @@ def sampling(settings: Settings, flow: fp.ComposedTransform, shape: torch.Size) 
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """All parts."""
+    with refusing():
+        grey, levels = pixels(settings.data)
     yield from steps(settings)
     yield from memory(settings)
-    sample = Images(settings)
+    sample = Images(grey, levels)
     flow, x = trained(settings, sample), sample(settings.batch // 2)
     yield from noise(settings, flow, x)
     yield from evaluation(settings, flow, x)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import flowplug as fp
 from benchmarks.measurements import Figure, Measurement, Recorded, run
-from common.command import among
+from common.command import among, refusing
 from common.densities import Density, of_transform, size
 from common.training import Options
 from common.trial import fit
@@ -137,6 +137,7 @@ class Settings(Recorded):
     only: tuple[str, ...] = tuple(RECIPES)  # recipes to try
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among(self, "only", RECIPES)
 
 
@@ -150,7 +151,8 @@ def bits(density: Density, images: Images, x: Tensor) -> Figure:
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """Every recipe for every seed."""
-    images = load(settings.data)
+    with refusing():
+        images = load(settings.data)
     x = images.fixed(images.val, settings.images)[0]
     for name in settings.only:
         for seed in settings.seeds:

@@ -25,7 +25,8 @@ import flowplug_normflows
 from benchmarks.measurements import Figure, Measurement, Recorded, median, over, run
 from benchmarks.models import inverted, residual_parts, trained_stack
 from common.clock import paired
-from common.tables import EMBEDDED, load
+from common.command import at_least, refusing
+from common.tables import EMBEDDED, Table, load
 from common.training import Options, Training, constant, rows_of
 
 
@@ -38,6 +39,10 @@ class Settings(Recorded):
     features: int = 6
     steps: int = 1000  # of training the flow in part 2, thrice those of 3
     rounds: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 3, "steps")
 
 
 def round_trips(settings: Settings) -> Iterator[Measurement]:
@@ -56,9 +61,8 @@ def round_trips(settings: Settings) -> Iterator[Measurement]:
                 yield "Round trips", {**setting, "standard deviation": spread}, {"largest error": worst}
 
 
-def trained_blocks(settings: Settings) -> Iterator[Measurement]:
+def trained_blocks(settings: Settings, table: Table) -> Iterator[Measurement]:
     """Evaluations per sample on each trained block."""
-    table = load(settings.data, dtype=torch.float64)
     flow = trained_stack(table.train, 6, settings.steps)
     for number, (part, x) in enumerate(residual_parts(flow, table.train[:1000]), 1):
         for solver in (fp.FixedPoint(tol=1e-6), fp.Anderson(tol=1e-6)):
@@ -69,9 +73,8 @@ def trained_blocks(settings: Settings) -> Iterator[Measurement]:
             yield "Evaluations of g to an error of 1e-6", setting, figures
 
 
-def against_normflows(settings: Settings) -> Iterator[Measurement]:
+def against_normflows(settings: Settings, table: Table) -> Iterator[Measurement]:
     """Time and error of sampling the same flow in both libraries."""
-    table = load(settings.data)
     # normflows' networks keep their bound by a call after each step, which is made below.
     warnings.filterwarnings("ignore", category=fp.UnboundedBranchWarning)
     widths = [table.features, 128, 128, table.features]
@@ -84,7 +87,7 @@ def against_normflows(settings: Settings) -> Iterator[Measurement]:
         samplers[f"flowplug, tol {tol}"] = nf.NormalizingFlow(base, flows)
     last, options = samplers["flowplug, tol None"], Options(steps=settings.steps // 3, lr=2e-3, schedule=constant)
     update = partial(nf.utils.update_lipschitz, last, 5)
-    Training(last, last.forward_kld, rows_of(table.train), options, after_step=update).run()
+    Training(last, last.forward_kld, rows_of(table.train.float()), options, after_step=update).run()
     z = base.sample(1000)
     # Sampling does not need the log-det; normflows' transforms compute it anyway.
     with torch.no_grad(), fp.no_logdet():
@@ -103,8 +106,11 @@ def against_normflows(settings: Settings) -> Iterator[Measurement]:
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """The three parts."""
-    for part in (round_trips, trained_blocks, against_normflows):
-        yield from part(settings)
+    with refusing():
+        table = load(settings.data, dtype=torch.float64)
+    yield from round_trips(settings)
+    yield from trained_blocks(settings, table)
+    yield from against_normflows(settings, table)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import flowplug as fp
 from benchmarks.measurements import Figure, Measurement, Recorded, run
 from benchmarks.models import likelihood_loss
 from common.clock import paired
+from common.command import at_least
 from common.tables import load
 from common.training import Options, Training, constant, rows_of
 
@@ -35,6 +36,10 @@ class Settings(Recorded):
     steps: int = 300  # of training the layers
     rounds: int = 5  # of each timing
     orders: int = 20  # matrices for norms from p to q
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 10, "steps")  # convolutions train for a tenth
 
 
 def in_a_flow(width: int, steps: int) -> Tensor:

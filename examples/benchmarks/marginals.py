@@ -23,10 +23,11 @@ import flowplug as fp
 from benchmarks.measurements import Figure, Measurement, Recorded, over, run
 from common import tables
 from common.clock import paired
+from common.command import among, refusing
 from common.densities import Density, log_prob, of_transform
 from common.tables import Table
 from common.training import compiled, nll
-from uci.models import MARGINAL, make
+from uci.models import MARGINAL, NAMES, make
 
 CELLS = 50  # of a histogram, with equally many rows in each
 FLOWS = ("residual", "zuko-maf", "zuko-nsf", "nflows-rqs", "normflows-realnvp")
@@ -43,6 +44,10 @@ class Settings(Recorded):
     batch: int = 512
     rounds: int = 21
     compile: bool = False  # time steps under torch.compile
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among(self, "flows", [name for name in NAMES if name + MARGINAL in NAMES])
 
 
 def thinned(rows: Tensor, most: int) -> Tensor:
@@ -114,8 +119,9 @@ def step(flow: Density, loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """Starts and steps on every table."""
-    for source in tqdm(settings.data):
-        data = tables.load(source)
+    with refusing():
+        loaded = [tables.load(source) for source in settings.data]
+    for data in tqdm(loaded):
         yield from starts(settings, data)
         yield from steps(settings, data)
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from common.clock import ratio
-from common.command import parse, refusing
+from common.command import at_least, parse, sound
 from common.provenance import device_name, provenance
 from common.report import append_line, markdown
 
@@ -70,14 +70,18 @@ class Recorded:
     record: Path | None = None  # file to which a line of JSON is added for every measurement
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        sound(self)
+        if hasattr(self, "rounds"):
+            at_least(self, 2, "rounds")  # which have quartiles
+
 
 def run(measure: Callable[[T], Iterable[Measurement]], kind: type[T], description: str | None) -> None:
     """Measures as the command line says, prints the tables and their provenance, and records the lines with it."""
     options = parse(kind, description=description)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    with refusing():
-        lines = [line(*measurement) for measurement in measure(options)]
+    lines = [line(*measurement) for measurement in measure(options)]
     for name in dict.fromkeys(line["table"] for line in lines):
         print(f"\n{name}\n\n{table([line for line in lines if line['table'] == name])}")
     source = {"command": command(sys.argv), **provenance(torch.get_default_device(), "examples/benchmarks")}

@@ -38,6 +38,7 @@ class Settings(Sizes):
     only: tuple[str, ...] = tuple(MEASURES)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among(self, "only", MEASURES)
         if self.flows:
             among(self, "flows", counts.NAMES)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import flowplug as fp
 from benchmarks.measurements import Figure, Measurement, Recorded, run
 from benchmarks.models import jacobians, residual_parts
-from common.command import among
+from common.command import among, refusing
 from common.densities import of_transform, size
 from common.tables import EMBEDDED, load
 from common.training import Options, rows_of
@@ -128,6 +128,7 @@ class Settings(Recorded):
     only: tuple[str, ...] = NAMES  # recipes to try
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among(self, "only", NAMES)
 
 
@@ -152,7 +153,9 @@ def use_of_bound(flow: fp.ComposedTransform, x: Tensor) -> Figure:
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """Every recipe for every seed."""
-    table, options = load(settings.data), Options(seconds=settings.seconds, clock=time.process_time)
+    with refusing():
+        table = load(settings.data)
+    options = Options(seconds=settings.seconds, clock=time.process_time)
     val = table.val[: settings.rows]
     for name in settings.only:
         for seed in settings.seeds:

@@ -22,6 +22,7 @@ import flowplug as fp
 from benchmarks.measurements import Measurement, Recorded, run
 from benchmarks.models import jacobians, residual_parts, trained_stack
 from benchmarks.variance import Linear, Pair, estimate, squared
+from common.command import at_least, refusing
 from common.tables import EMBEDDED, load
 
 BOUND = 0.95
@@ -47,10 +48,15 @@ class Settings(Recorded):
     rows: int = 256
     longest: int = 200
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, self.blocks, "rows")
+
 
 def matrices(settings: Settings) -> Iterator[tuple[str, Tensor]]:
     """Jacobians ``(rows, D, D)``: of all blocks of a trained flow, and with random eigenvectors."""
-    table = load(settings.data, dtype=torch.float64)
+    with refusing():
+        table = load(settings.data, dtype=torch.float64)
     flow, x = (
         trained_stack(table.train, settings.blocks, settings.steps),
         table.train[: settings.rows // settings.blocks],

@@ -50,6 +50,7 @@ class Settings(Recorded):
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among(self, "only", ESTIMATORS)
 
 

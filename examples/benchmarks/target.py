@@ -18,6 +18,7 @@ import torch
 import flowplug as fp
 from benchmarks.measurements import Figure, Measurement, Recorded, run
 from benchmarks.models import normflows_residual
+from common.command import refusing
 from common.densities import Density, of_transform
 from common.tables import EMBEDDED, Table, load
 from common.training import Options, Training, constant, nll, rows_of, watched
@@ -56,7 +57,9 @@ def curve(
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """Both times."""
-    table, points = load(settings.data), []
+    points = list[tuple[float, float, str]]()
+    with refusing():
+        table = load(settings.data)
     for lr in settings.lr:
         torch.manual_seed(0)
         density, name = normflows_residual(table.features, (128, 128), settings.blocks), f"normflows, lr {lr:g}"

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 import flowplug as fp
 from benchmarks.measurements import Measurement, Recorded, run
 from benchmarks.models import jacobians, residual_parts, trained_stack
+from common.command import refusing
 from common.tables import EMBEDDED, load
 
 ROULETTE = fp.Roulette(fp.Geometric(0.5), exact=2)
@@ -104,7 +105,8 @@ def variances(matrices: Tensor, longest: int = 60) -> dict[str, Tensor]:
 def measure(settings: Settings) -> Iterator[Measurement]:
     """Every block of a trained flow."""
     torch.set_default_dtype(torch.float64)
-    table = load(settings.data, dtype=torch.float64)
+    with refusing():
+        table = load(settings.data, dtype=torch.float64)
     flow = trained_stack(table.train, settings.blocks, settings.steps)
     for number, (part, x) in enumerate(residual_parts(flow, table.train[: settings.rows]), 1):
         own = jacobians(part, x)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from common.command import OptionError, positive, usable
+from common.command import OptionError, not_negative, positive, usable, writable
 from common.runs import Config
 
 SHARED = ("parameters", "batch", "lr", "weight_decay", "warmup", "clip", "decay", "checks", "patience", "amp", "device")
@@ -43,10 +43,8 @@ class RunOptions:
             raise OptionError("--steps is not allowed with --seconds: give one of them")
         if not 0 <= self.decay < 1:
             raise OptionError(f"--decay must be in [0, 1); got {self.decay}")
-        if self.weight_decay < 0:
-            raise OptionError(f"--weight-decay must not be negative; got {self.weight_decay}")
-        if self.out.is_file():
-            raise OptionError(f"--out {self.out} is a file: give a folder")
+        not_negative(self, "weight_decay", "checkpoint")
+        writable(self)
         begun = [path for form in ("results.jsonl", "*.checkpoint.pt") for path in self.out.glob(form)]
         if begun and not self.resume:
             raise OptionError(f"{self.out} holds results or checkpoints: pass --resume to go on, or another --out")

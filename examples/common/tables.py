@@ -1,7 +1,8 @@
 """Tables to fit: from a file, or made of what scikit-learn ships."""
 
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ EMBEDDED = "breast-cancer"
 PHOTOGRAPHS = "photographs"
 SIDE = 8  # of patches of photographs
 STRIDES = {"train": 3, "val": SIDE, "test": SIDE}  # between them: errors are of rows that share no pixel
-WRITE = "write one by numpy.savez(path, train=..., val=..., test=...)"
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,39 @@ def load(
     `patches` of two photographs.
 
     Raises:
-        ValueError: There is no such file, it lacks an array, an array is not a table of finite numbers of one width, of
-            2 features or more, there are no more training rows than features, or a feature is constant in these, where
-            it has no density.
+        ValueError: The file is not as `stored` needs it, or its arrays are not as `standardised` needs them.
 
     Example:
         >>> table = load()
         >>> table.name, tuple(table.train.shape), len(table.val), len(table.test)
         ('breast-cancer', (341, 30), 114, 114)
     """
-    arrays = SHIPPED[str(source)]() if str(source) in SHIPPED else stored(Path(source))
+    given = f"an .npz file with arrays train, val and test, or {' or '.join(SHIPPED)}"
+    arrays = SHIPPED[str(source)]() if str(source) in SHIPPED else stored(Path(source), PARTS, given)
+    return standardised(source, arrays, device, dtype)
+
+
+def standardised(
+    source: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Table:
+    """The table of arrays train, val and test.
+
+    Raises:
+        ValueError: An array is not a table of finite numbers of one width, of 2 features or more, it has no rows, there
+            are no more training rows than features, or a feature is constant in these, where it has no density.
+    """
     widths = {array.shape[1:] for array in arrays.values()}
     if len(widths) != 1 or any(array.ndim != 2 for array in arrays.values()):
         shapes = ", ".join(f"{part} {array.shape}" for part, array in arrays.items())
         raise ValueError(f"train, val and test must be tables (rows, features) of one width; {source} has {shapes}")
     for part, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{part} of {source} must hold numbers; got {array.dtype}")
+        if not len(array):
+            raise ValueError(f"{part} of {source} has no rows: train, val and test need some each")
         if wrong := int((~np.isfinite(array)).sum()):
             raise ValueError(f"{part} of {source} holds {wrong} NaN or infinite value(s): leave these rows out")
     rows, features = arrays["train"].shape
@@ -105,19 +123,27 @@ def patches() -> dict[str, np.ndarray]:
 SHIPPED: Mapping[str, Callable[[], dict[str, np.ndarray]]] = {EMBEDDED: cells, PHOTOGRAPHS: patches}
 
 
-def stored(path: Path) -> dict[str, np.ndarray]:
-    """The three arrays of a file."""
+def stored(path: Path, names: Sequence[str], given: str) -> dict[str, np.ndarray]:
+    """The arrays of these names of an .npz file; ``given`` says what to give where there is none.
+
+    Raises:
+        ValueError: There is no such file, it is of another kind or damaged, or it lacks an array.
+    """
     if not path.is_file():
-        raise ValueError(
-            f"there is no file {path}: give an .npz file with arrays train, val and test, or {' or '.join(SHIPPED)}"
-        )
+        raise ValueError(f"there is no file {path}: give {given}")
+    write = f"write one by numpy.savez(path, {', '.join(f'{name}=...' for name in names)})"
+    wrong = "is no .npz file"
     with path.open("rb") as raw:
         try:
             file = np.load(raw, allow_pickle=False)
-        except (ValueError, EOFError, zipfile.BadZipFile):
-            raise ValueError(f"{path} is no .npz file: {WRITE}") from None
-        if isinstance(file, np.ndarray):
-            raise ValueError(f"{path} holds one array: {WRITE}")
-        if missing := set(PARTS) - set(file.files):
-            raise ValueError(f"{path} lacks the arrays {sorted(missing)}; it holds {file.files}")
-        return {part: file[part] for part in PARTS}
+            wrong = "is damaged, or holds objects"
+            held = None if isinstance(file, np.ndarray) else file.files
+            arrays = {name: file[name] for name in names if name in (held or ())}
+        # What numpy and zipfile raise of a file that is cut off, flipped in a bit, encrypted, or of objects.
+        except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error):
+            raise ValueError(f"{path} {wrong}: {write}") from None
+    if held is None:
+        raise ValueError(f"{path} holds one array: {write}")
+    if missing := sorted(set(names) - set(arrays)):
+        raise ValueError(f"{path} lacks the arrays {missing}, it holds {held}: {write}")
+    return arrays

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import flowplug as fp
-from common.command import OptionError
+from common.command import OptionError, fractions
 from common.densities import nearest, size
 from common.paired import estimate
 from common.report import finite, markdown, shown
@@ -66,8 +66,7 @@ class Classify(ClassifierOptions):
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise OptionError(f"--activation must be of {', '.join(ACTIVATIONS)}; got {self.activation}")
-        if wrong := [bound for bound in self.bounds if not 0 < bound < 1]:
-            raise OptionError(f"--bounds must be in (0, 1); got {wrong[0]}")
+        fractions(self, "bounds")
         super().__post_init__()
 
     def configs(self, common: Config) -> list[Config]:

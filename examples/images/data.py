@@ -1,7 +1,5 @@
 """Images to fit: from a file, or the digits that scikit-learn ships."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import flowplug as fp
+from common import tables
 from common.tables import PARTS
 
 EMBEDDED = "digits"
@@ -129,19 +128,8 @@ def embedded() -> dict[str, np.ndarray]:
 
 def stored(path: Path) -> dict[str, np.ndarray]:
     """The six arrays of a file."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}: give an .npz file with {FORM}, or {EMBEDDED}")
     names = [name for part in PARTS for name in (part, label_name(part))]
-    try:
-        with path.open("rb") as raw:
-            file = np.load(raw, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise ValueError("it holds one array")
-            if missing := [name for name in names if name not in file.files]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            return {name: file[name] for name in names}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not such an .npz file: {error}; it needs {FORM}") from None
+    return tables.stored(path, names, f"an .npz file with {FORM}, or {EMBEDDED}")
 
 
 def label_name(part: str) -> str:

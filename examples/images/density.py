@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import flowplug as fp
-from common.command import OptionError, among
+from common.command import among, not_negative
 from common.paired import estimate
 from common.report import finite, markdown, shown
 from common.runs import Config, Line, log_likelihoods, name_of
@@ -42,8 +42,7 @@ class Density(ImageOptions):
     def __post_init__(self) -> None:
         among(self, "models", RECIPES)
         super().__post_init__()
-        if self.exact < 0:
-            raise OptionError(f"--exact must not be negative; got {self.exact}")
+        not_negative(self, "exact")
 
     def configs(self, common: Config) -> list[Config]:
         """The runs."""

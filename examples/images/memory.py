@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 import flowplug as fp
-from common.command import OptionError, positive, refuse
+from common.command import OptionError, positive, refuse, writable
 from common.densities import log_prob
 from common.memory import STATUS, peak_alone
 from common.provenance import provenance
@@ -39,6 +39,7 @@ class Memory:
 
     def __post_init__(self) -> None:
         positive(self, "blocks", "scales", "hidden", "batch", "terms")
+        writable(self)
         if min(self.event_shape) < 1 or any(side % 2 ** (self.scales - 1) for side in self.event_shape[1:]):
             raise OptionError(f"--event-shape needs sides that halve --scales - 1 times; got {self.event_shape}")
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from common.command import OptionError, among, parse
+from common.command import OptionError, among, at_least, not_negative, parse
 from common.grid import Grid
 from common.options import RunOptions
 from common.runs import Config, Line
@@ -61,10 +61,8 @@ class Options(RunOptions):
         if not self.simulations or min(self.simulations) < FEWEST:
             got = " ".join(map(str, self.simulations)) or "none"
             raise OptionError(f"--simulations must be at least {FEWEST}; got {got}")
-        if self.observations < 0:
-            raise OptionError(f"--observations must not be negative; got {self.observations}")
-        if self.draws < FEWEST:
-            raise OptionError(f"--draws must be at least {FEWEST}; got {self.draws}")
+        not_negative(self, "observations")
+        at_least(self, FEWEST, "draws")
         super().__post_init__()
 
     @property

@@ -22,12 +22,11 @@ from torch import Tensor
 
 import flowplug as fp
 import flowplug_zuko
-from common.command import among, parse
+from common.command import among, fractions, parse, refusing, sound
 from common.densities import Density, nearest, of_zuko, size
 from common.plane import mixture, moons, scatter, show, sine
 from common.report import write_text
-from common.tables import Table
-from common.tables import load as load_table
+from common.tables import PARTS, Table, standardised, stored
 from common.training import Options as Schedule
 from common.training import rows_of
 from common.trial import fit, mean_log_likelihood, table, trial
@@ -54,6 +53,8 @@ class Options:
     out: Path = Path("dense_out")  # folder written to
 
     def __post_init__(self) -> None:
+        sound(self)
+        fractions(self, "slope")
         among(self, "only", NAMES)
 
 
@@ -82,19 +83,17 @@ def load(path: Path, device: str) -> tuple[Table, float]:
     Returns:
         The data, and the nats to subtract from log-likelihoods of images for those of the logits.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if file["train"].ndim == 2:
-            return load_table(path, device), 0.0
-        generator = torch.Generator().manual_seed(0)
-        parts = {part: torch.tensor(file[part]).flatten(1) for part in ("train", "val", "test")}
+    arrays = stored(path, PARTS, "an .npz file with arrays train, val and test, of tables or of images")
+    if any(array.dtype.kind not in "biuf" or array.ndim < 3 for array in arrays.values()):
+        return standardised(path, arrays, device), 0.0
+    generator = torch.Generator().manual_seed(0)
+    parts = {part: torch.tensor(array).flatten(1) for part, array in arrays.items()}
     # As Papamakarios et al. (2017): uniform noise, and logits of alpha + (1 - 2 alpha) x for alpha = 1e-6.
-    parts = {
-        part: torch.logit(1e-6 + (1 - 2e-6) * (x + torch.rand(x.shape, generator=generator)) / 256)
+    logits = {
+        part: torch.logit(1e-6 + (1 - 2e-6) * (x + torch.rand(x.shape, generator=generator)) / 256).numpy()
         for part, x in parts.items()
     }
-    mean, std = parts["train"].mean(0), parts["train"].std(0)
-    parts = {part: ((x - mean) / std).to(device) for part, x in parts.items()}
-    return Table(path.stem, **parts), float(std.log().sum())
+    return standardised(path, logits, device), float(np.log(logits["train"].std(0)).sum())
 
 
 def models(features: int, options: Options, rows: Tensor) -> dict[str, Callable[[], Density]]:
@@ -134,7 +133,8 @@ def models(features: int, options: Options, rows: Tensor) -> dict[str, Callable[
 
 def compare(options: Options, path: Path) -> None:
     """Trains, tests and prints the models."""
-    data, offset = load(path, options.device)
+    with refusing():
+        data, offset = load(path, options.device)
     head = f"{data.name}, {options.seconds:g} s a model on {options.device}"
     print(f"{head}: {len(data.train)} training rows")
     makers, lines = models(data.features, options, data.train[:10_000].cpu()), []

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import flowplug as fp
 from benchmarks.models import jacobians, residual_parts, trained_stack
 from common.axes import label_counts
-from common.command import parse
+from common.command import parse, refusing, sound
 from common.report import markdown
 from common.tables import EMBEDDED, load
 
@@ -59,6 +59,9 @@ class Options:
     rows: int = 16
     exact: tuple[int, ...] = (1, 2, 3, 5, 8)  # exact terms to try
     out: Path = Path("estimators.png")
+
+    def __post_init__(self) -> None:
+        sound(self)
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,11 @@ def plot(families: dict[str, list[Scatter]], others: list[Scatter], path: Path) 
     middle.set(ylabel="standard deviation of the gradient / its norm")
     middle.legend(fontsize="small")
     for name, scatters in families.items():
-        right.plot(scatters[1].variances, label=f"{name}, {scatters[1].products:.1f} products")
+        second = scatters[:2][-1]
+        right.plot(second.variances, label=f"{name}, {second.products:.1f} products")
     right.set(xscale="log", yscale="log", xlabel="draws", ylabel="variance of the value so far (nats$^2$)")
     right.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
@@ -136,7 +141,8 @@ def main() -> None:
     # This example shows what the warning is about.
     warnings.simplefilter("ignore", fp.InfiniteVarianceWarning)
 
-    table = load(options.data, dtype=torch.float64)
+    with refusing():
+        table = load(options.data, dtype=torch.float64)
     flow = trained_stack(table.train, 4, options.steps)
     blocks = [
         (float(torch.linalg.eigvals(jacobians(part, x)).abs().max()), part.g, x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import flowplug as fp
 import flowplug_zuko
-from common.command import parse
+from common.command import OptionError, at_least, parse, sound, usable
 from common.plane import moons
 
 
@@ -28,6 +28,13 @@ class Options:
     devices: int = 1  # processes, with a device each
     steps: int = 200
     batch: int = 512  # rows of a step, of all processes together
+
+    def __post_init__(self) -> None:
+        sound(self)
+        usable(self, "accelerator")
+        if self.accelerator == "cuda" and self.devices > (count := torch.cuda.device_count()):
+            raise OptionError(f"--devices must be at most {count}, the GPUs there are; got {self.devices}")
+        at_least(self, self.devices, "batch")  # a row for each
 
 
 class Density(nn.Module):

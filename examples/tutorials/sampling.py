@@ -20,7 +20,7 @@ import flowplug as fp
 from benchmarks.models import inverted
 from common import memory
 from common.axes import label_counts
-from common.command import parse
+from common.command import fractions, parse, sound
 from common.report import markdown
 from common.training import Options as Schedule
 from common.training import Training, constant
@@ -44,6 +44,10 @@ class Options:
     rows: int = 200
     samples: int = 100_000  # samples of the flow at the end
     out: Path = Path("sampling.png")
+
+    def __post_init__(self) -> None:
+        sound(self)
+        fractions(self, "bounds")
 
 
 def stretched(features: int, bound: float) -> fp.LipschitzMLP:
@@ -80,6 +84,7 @@ def compare(options: Options) -> None:
         label_counts(axes.xaxis)
     panels[0, 0].set_ylabel("largest error")
     panels[0, 0].legend(fontsize="small")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=120)
     print("evaluations of g per sample\n\n" + markdown(["bound", "solver", *map(str, SHOWN)], rows))
     print(f"\nwrote {options.out}")

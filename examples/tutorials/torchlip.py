@@ -17,7 +17,7 @@ from deel import torchlip
 from torch import nn
 
 import flowplug as fp
-from common.command import parse
+from common.command import parse, sound
 from common.densities import log_likelihoods, of_transform, size
 from common.plane import moons
 from common.report import markdown
@@ -55,6 +55,9 @@ class Options:
 
     steps: int = 500
     blocks: int = 8  # residual transforms
+
+    def __post_init__(self) -> None:
+        sound(self)
 
 
 def main() -> None:

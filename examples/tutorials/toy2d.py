@@ -16,7 +16,7 @@ import torch
 import zuko
 
 import flowplug as fp
-from common.command import among, parse
+from common.command import among, parse, sound
 from common.densities import Density, log_likelihoods, of_transform, of_zuko, size
 from common.plane import DATA, histogram, scatter, show
 from common.report import markdown
@@ -53,6 +53,7 @@ class Options:
     out: Path = Path("toy2d.png")
 
     def __post_init__(self) -> None:
+        sound(self)
         among(self, "data", DATA)
 
 
@@ -79,6 +80,7 @@ def main() -> None:
         scatter(panels[2 * row + 1, 0], DATA[data](2000))
         panels[2 * row, 0].set_title(f"data: {data}", fontsize="small")
     print("mean test log-likelihood (nats)\n\n" + markdown(["model", "parameters", *options.data], rows))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=80)
     print(f"\nwrote {options.out}")
 

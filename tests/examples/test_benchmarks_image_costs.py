@@ -24,13 +24,13 @@ class TestImages:
         assert (grey.shape, levels) == ((3, 6, 6), 256)
 
     def test_batches_are_normal_scores_squeezed_once(self, settings):
-        x = image_costs.Images(settings)(4000)
+        x = image_costs.Images(*image_costs.pixels(settings.data))(4000)
         assert x.shape == (4000, 4, 4, 4)
         torch.testing.assert_close(x.mean(0), torch.zeros(4, 4, 4), atol=0.2, rtol=0)
         torch.testing.assert_close(x.std(0), torch.ones(4, 4, 4), atol=0.2, rtol=0)
 
     def test_noise_is_that_of_the_estimates(self, settings):
-        sample = image_costs.Images(settings)
+        sample = image_costs.Images(*image_costs.pixels(settings.data))
         flow = image_costs.trained(settings, sample)
         rows = list(image_costs.noise(settings, flow, sample(40)))
         ratios = {setting["terms"]: figures["variance"].value for _, setting, figures in rows}
@@ -39,7 +39,7 @@ class TestImages:
         assert all(part.logdet is None for part in flow.transforms if isinstance(part, fp.ResidualTransform))
 
     def test_evaluation_and_samples(self, settings):
-        sample = image_costs.Images(settings)
+        sample = image_costs.Images(*image_costs.pixels(settings.data))
         flow, x = image_costs.trained(settings, sample), sample(4)
         (_, _, ours), (_, _, published) = image_costs.evaluation(settings, flow, x)
         assert ours["standard deviation"].value == 0  # 64 numbers: exact

@@ -23,7 +23,7 @@ class TestDense:
         np.savez(tmp_path / "images.npz", train=train, val=val, test=val)
         data, offset = dense.load(tmp_path / "images.npz", "cpu")
         assert data.train.shape == (400, 6)
-        torch.testing.assert_close(data.train.std(0), torch.ones(6))
+        torch.testing.assert_close(data.train.std(0, correction=0), torch.ones(6))
         # Back to pixels: the logits lie within one grey value of the image, and their spread is the offset.
         logits = torch.logit((torch.tensor(train).flatten(1) + 0.5) / 256)
         slopes = [torch.stack([a, b]).cov() for a, b in zip(data.train.T, logits.T, strict=True)]
