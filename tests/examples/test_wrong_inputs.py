@@ -76,7 +76,6 @@ def refused(monkeypatch, capsys, tmp_path):
     """The line that a function ends with, in an empty folder on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    np.savez("good.npz", **{part: np.random.default_rng(0).normal(size=(60, 3)) for part in ("train", "val", "test")})
 
     def ending(function, *arguments):
         with pytest.raises(SystemExit) as end:
