@@ -9,9 +9,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from common.paired import Estimate
-from common.report import replacing
+from common.report import cells_of, replacing
 
 COLUMNS = 2  # of panels
+GAIN = "gain (nats) ± 2 s.e."  # the column of a summary
 LABEL = "gain over the plain flow on the same test rows, nats a row, ± 2 s.e."
 WIDTH, BASE, LINE = 10.0, 0.7, 0.2  # inches: the picture, and the height of an empty panel and of a line in it
 
@@ -23,6 +24,27 @@ class Gain(NamedTuple):
     flow: str
     estimate: Estimate
     chosen: bool = False
+
+
+def draw_summary(folder: Path, plain: Mapping[str, str], title: str) -> bool:
+    """Draws the gains of a folder's ``summary.md``, if any: what they are differences of is not kept with results.
+
+    Args:
+        folder: Where the summary is, and ``gains.png`` comes to be.
+        plain: What each model is compared with.
+        title: Of the picture.
+    """
+    panels: dict[str, list[Gain]] = {}
+    for row in cells_of((folder / "summary.md").read_text()):
+        if row[GAIN]:
+            model = row["model"].strip("*")
+            over = plain[model.partition(", ")[0]]
+            found = Estimate(*map(float, row[GAIN].split(" ± ")))
+            gain = Gain(over, model.removeprefix(over), found, chosen=model != row["model"])
+            panels.setdefault(next(iter(row.values())), []).append(gain)
+    if panels:
+        draw(panels, folder / "gains.png", title)
+    return bool(panels)
 
 
 def draw(panels: Mapping[str, Sequence[Gain]], path: Path, title: str = "") -> None:

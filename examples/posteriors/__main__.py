@@ -9,7 +9,7 @@ Models of one seed see the same simulations, and all are judged by the same 10,0
 log q(theta | x). Where the exact posterior is known, a classifier tells draws from it and from q apart for
 --observations of these pairs: C2ST, the part that it gets right, 0.5 at best.
 
-Writes to the output folder results.jsonl (a line a run), table.md, curves.png, summary.md (means over seeds, and what
+Writes to the output folder results.jsonl (a line a run), table.md, summary.md (means over seeds, and what
 flowplug's transforms gain over sbi's own estimator on the same pairs), gains.png, a picture of those gains, and log q
 of each pair of each run.
 

@@ -1,4 +1,4 @@
-"""What the study writes: the results, a table of them, what flowplug's transforms gain, and pictures of both."""
+"""What the study writes: the results, a table of them, what flowplug's transforms gain, and a picture of that."""
 
 import math
 import time
@@ -6,25 +6,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from nflows.transforms.base import InverseNotAvailable
 from torch import Tensor
 
 import flowplug as fp
-from common import gains
 from common.densities import size
-from common.paired import Estimate, estimate
-from common.report import cells_of, finite, markdown, shown, write_lines, write_text
+from common.gains import GAIN, draw_summary
+from common.paired import estimate
+from common.report import finite, markdown, shown, write_lines, write_text
 from common.runs import Line, log_likelihoods
 from common.trial import FAILURES
 from posteriors.models import PLAIN, Posterior
 from posteriors.tasks import Problem, part_of_sbi
-
-GAIN = "gain (nats) ± 2 s.e."
-STYLES = {"": "-", "residual": "--", "dense": ":", "residual+dense": "-."}  # of what stands after the host's name
 
 
 def judged(posterior: Posterior, problem: Problem, values: Tensor) -> Line:
@@ -151,45 +146,9 @@ def key_of(line: Line) -> tuple[str, str]:
     return line["config"]["data"], line["config"]["model"]
 
 
-def draw(lines: Sequence[Line], path: Path) -> None:
-    """Draws validation against time, a panel for each task: a colour for each host, a line style for each mixture."""
-    done = [line for line in lines if "failed" not in line]
-    names = list(dict.fromkeys(line["config"]["data"] for line in done)) or ["no run ended well"]
-    hosts = list(dict.fromkeys(line["config"]["model"].partition("+")[0] for line in done))
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names) + 2, 4.5), squeeze=False, layout="constrained")
-    labels: dict[str, Any] = {}
-    for name, axis in zip(names, axes[0], strict=True):
-        tails = []  # the first quarter, and the worst, are far below what matters
-        for line in (line for line in done if line["config"]["data"] == name):
-            model = line["config"]["model"]
-            host, _, mixture = model.partition("+")
-            points = [(seconds, value) for seconds, _, value, _ in line["curve"] if value is not None]
-            if points:
-                style = {"color": f"C{hosts.index(host)}", "linestyle": STYLES[mixture]}
-                (labels[model],) = axis.plot(*zip(*points, strict=True), **style)
-                tails += [value for _, value in points[len(points) // 4 :]]
-        if tails:
-            low, high = torch.tensor(tails).quantile(torch.tensor([0.1, 1.0])).tolist()
-            margin = 0.05 * (high - low) or 1.0
-            axis.set_ylim(low - margin, high + margin)
-        axis.set(title=name, xlabel="time of training, s", ylabel="log q of held-out simulations, nats")
-    figure.legend(labels.values(), labels, loc="outside right center", fontsize=7)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def draw_gains(out: Path) -> bool:
+def draw(out: Path) -> bool:
     """Draws the gains of a folder's summary, if it has any."""
-    panels: dict[str, list[gains.Gain]] = {}
-    for row in cells_of((out / "summary.md").read_text()):
-        if row[GAIN]:
-            model = row["model"].strip("*")
-            plain, found = PLAIN[model], Estimate(*map(float, row[GAIN].split(" ± ")))
-            gain = gains.Gain(plain, model.removeprefix(plain), found, chosen=model != row["model"])
-            panels.setdefault(row["task"], []).append(gain)
-    if panels:
-        gains.draw(panels, out / "gains.png", "figures in bold: the best mixture with a flow on held-out simulations")
-    return bool(panels)
+    return draw_summary(out, PLAIN, "figures in bold: the best mixture with a flow on held-out simulations")
 
 
 def report(lines: Sequence[Line], out: Path) -> str:
@@ -198,6 +157,5 @@ def report(lines: Sequence[Line], out: Path) -> str:
     tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
     for name, text in tables.items():
         write_text(out / name, f"{text}\n")
-    draw(lines, out / "curves.png")
-    written = ["results.jsonl", *tables, "curves.png", *(["gains.png"] if draw_gains(out) else [])]
+    written = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
     return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(written)}"])

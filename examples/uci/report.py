@@ -10,16 +10,15 @@ from statistics import mean
 
 from torch import Tensor
 
-from common import gains as picture
-from common.paired import Estimate, estimate
-from common.report import cells_of, markdown, shown, write_lines, write_text
+from common.gains import GAIN, draw_summary
+from common.paired import estimate
+from common.report import markdown, shown, write_lines, write_text
 from common.runs import Line, log_likelihoods, title_of
 from uci.models import MARGINAL, PLAIN
 
 Runs = dict[int, tuple[Tensor, Line]]  # by seed: test log-likelihoods, and what else there is
 
 SAMPLES = 200  # whose time is measured
-GAIN = "gain (nats) ± 2 s.e."
 
 # Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
 COLUMNS = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
@@ -112,18 +111,8 @@ def key_of(line: Line) -> tuple[str, str]:
 
 
 def draw(out: Path) -> bool:
-    """Draws the gains of a folder's summary, if it has any: what they are differences of is not kept with results."""
-    panels: dict[str, list[picture.Gain]] = {}
-    for row in cells_of((out / "summary.md").read_text()):
-        if row[GAIN]:
-            title = row["model"].strip("*")
-            plain = PLAIN[title.partition(", ")[0]]
-            found = Estimate(*map(float, row[GAIN].split(" ± ")))
-            gain = picture.Gain(plain, title.removeprefix(plain), found, chosen=title != row["model"])
-            panels.setdefault(row["data"], []).append(gain)
-    if panels:
-        picture.draw(panels, out / "gains.png", "figures in bold: the best mixture with a flow on validation rows")
-    return bool(panels)
+    """Draws the gains of a folder's summary, if it has any."""
+    return draw_summary(out, PLAIN, "figures in bold: the best mixture with a flow on validation rows")
 
 
 def report(lines: Sequence[Line], out: Path) -> str:

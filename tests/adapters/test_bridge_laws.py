@@ -1,5 +1,7 @@
 """Every law over the hosts' transforms as flowplug transforms."""
 
+from importlib.metadata import version
+
 import normflows as nf
 import pytest
 import torch
@@ -62,6 +64,8 @@ BISECTED = {
     )
 }
 UNSCALED = {"the host's own layers lose digits at inputs of scale 1e6 or, in single precision, 1e30": ("scales",)}
+# zuko below 1.6 loses as many with a context too.
+UNSCALED_BEFORE = UNSCALED if tuple(map(int, version("zuko").split(".")[:2])) < (1, 6) else {}
 HOSTS_START = {
     "the host's own start takes whatever comes first, in units near 1": ("start in any units", "start from few rows")
 }
@@ -121,7 +125,7 @@ TABLE = {
         from_normflows, lambda: [normflows_spline(context=2), masked_affine()], context=2, exempt=HOSTS_VMAP
     ),
     "zuko MAF": bridged(from_zuko, zuko_maf, exempt=UNSCALED),
-    "zuko MAF context": bridged(from_zuko, lambda: zuko_maf(context=2), context=2, exempt=UNSCALED),
+    "zuko MAF context": bridged(from_zuko, lambda: zuko_maf(context=2), context=2, exempt=UNSCALED_BEFORE),
     "zuko NSF": bridged(from_zuko, lambda: zuko_nsf(context=2), context=2),
     "zuko coupling": bridged(from_zuko, lambda: zuko.flows.GeneralCouplingTransform(3, hidden_features=(8,))),
     "zuko inverse": bridged(from_zuko, lambda: zuko_maf().inv),

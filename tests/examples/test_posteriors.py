@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import flowplug as fp
+from common import gains
 from common.densities import size
 from common.processes import Processes
 from common.report import read_lines
@@ -144,7 +145,7 @@ def test_the_grid_is_run_and_reported(tmp_path, capsys):
         assert all(0 <= score <= 1 for score in line["c2st"])
         assert line["sampling_ms"] > 0
     written = {path.name for path in out.iterdir() if path.suffix != ".pt"}
-    assert written == {"curves.png", "gains.png", "results.jsonl", "summary.md", "table.md"}
+    assert written == {"gains.png", "results.jsonl", "summary.md", "table.md"}
     assert (out / "summary.md").read_text() in capsys.readouterr().out
 
 
@@ -211,9 +212,9 @@ class TestSummary:
 
     def test_a_picture_shows_the_gains(self, tmp_path, monkeypatch):
         drawn = []
-        monkeypatch.setattr(report.gains, "draw", lambda panels, path, title: drawn.append((panels, path.name)))
+        monkeypatch.setattr(gains, "draw", lambda panels, path, title: drawn.append((panels, path.name)))
         (tmp_path / "summary.md").write_text(report.summary(self.lines(tmp_path), tmp_path))
-        assert report.draw_gains(tmp_path)
+        assert report.draw(tmp_path)
         ((panels, name),) = drawn
         ((plain, flow, (mean, _), chosen),) = panels["t"]
         assert (name, plain, flow, mean, chosen) == ("gains.png", "zuko-nsf", "+dense", 1.0, True)
