@@ -76,7 +76,7 @@ def _factorize(matrix: Tensor) -> Factors:
 def _condition(matrix: Tensor, lu: Tensor, pivots: Tensor, steps: int = 8) -> Tensor:
     """By power iterations on the matrix and its inverse."""
     if not lu.diagonal().abs().amin() > 0:
-        return lu.new_tensor(math.inf)
+        return lu.new_full((), math.inf)
     forward = backward = torch.linspace(1, 2, len(matrix), dtype=matrix.dtype, device=matrix.device)[:, None]
     for _ in range(steps):
         forward = functional.normalize(matrix.T @ (matrix @ forward), dim=0)

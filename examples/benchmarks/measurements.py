@@ -59,7 +59,7 @@ def over(times: Sequence[float], others: Sequence[float], *, total: bool = False
 
 def hardware() -> str:
     """The kind of device that times depend on: torch's default."""
-    device = torch.get_default_device()
+    device = torch.empty(0).device
     return "cpu" if device.type == "cpu" else device_name(device)
 
 
@@ -84,7 +84,7 @@ def run(measure: Callable[[T], Iterable[Measurement]], kind: type[T], descriptio
     lines = [line(*measurement) for measurement in measure(options)]
     for name in dict.fromkeys(line["table"] for line in lines):
         print(f"\n{name}\n\n{table([line for line in lines if line['table'] == name])}")
-    source = {"command": command(sys.argv), **provenance(torch.get_default_device(), "examples/benchmarks")}
+    source = {"command": command(sys.argv), **provenance(torch.empty(0).device, "examples/benchmarks")}
     print("\n{command}\ncommit {commit}, {date}, flowplug {flowplug}, torch {torch}, {device}".format(**source))
     if options.record is not None:
         for each in lines:

@@ -34,7 +34,7 @@ def test_filled_they_are_as_made_in_place(make, training):
     with torch.device("meta"):
         transform = fp.ResidualTransform(make(), **keywords)
     assert all(parameter.is_meta for parameter in transform.parameters())
-    transform.to_empty(device=torch.get_default_device())
+    transform.to_empty(device=torch.empty(0).device)
     transform.load_state_dict(wanted.state_dict())
     x, results = torch.randn(5, 3, 3, 3) if "CNN" in type(wanted.g).__name__ else torch.randn(5, 3), []
     for each in (transform, wanted):
@@ -47,7 +47,7 @@ def test_the_bound_is_checked_at_first_use():
     for training in (True, False):
         with torch.device("meta"):
             transform = fp.ResidualTransform(nn.Linear(3, 3))
-        transform.to_empty(device=torch.get_default_device()).train(training)
+        transform.to_empty(device=torch.empty(0).device).train(training)
         nn.init.zeros_(transform.g.bias)
         with torch.no_grad():
             nn.init.eye_(transform.g.weight).mul_(2)
