@@ -6,8 +6,9 @@ need no download. Pixels are dequantised anew in each pass; AdamW with warm-up, 
 Polyak averages of the parameters are validated, the best is tested.
 
 Writes to the output folder results.jsonl (a line a run, with the commit of the code), table.md, summary.md (means over
-seeds, and differences from the first model on the same images), what each run says of each test image, and pictures:
-curves.png, and of each run samples, reconstructions and interpolations.
+seeds, and differences from the first model on the same images), rows.jsonl, the means over test images that the summary
+is of, what each run says of each test image, and pictures: curves.png, and of each run samples, reconstructions and
+interpolations.
 
     python examples/images.py density --seconds 60
     python examples/images.py density --data mnist.npz --models recommended glow --seeds 0 1 2 --seconds 360 --cpu

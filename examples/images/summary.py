@@ -3,15 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from common.paired import estimate
+from common.paired import written
 from common.report import markdown
-from common.runs import Config, Line, log_likelihoods
+from common.rows import Quantity, Rows
+from common.runs import Config, Line
 
-# Of a line and what its run says of each test image, one number for each image, by the name it has in tables.
-Quantities = Mapping[str, Callable[[Line, Tensor], Tensor]]
-Seeds = dict[int, Tensor]
+Quantities = Mapping[str, Quantity]  # by the name they have in tables
 
 
 def summary(
@@ -30,25 +27,22 @@ def summary(
         config = line["config"]
         runs.setdefault((config["data"], group(config)), {}).setdefault(config["model"], []).append(line)
     columns = [title for name in quantities for title in (f"{name} ± 2 s.e.", "difference ± 2 s.e.")]
-    rows = list[list[object]]()
+    measured, rows = Rows(out), list[list[object]]()
     for (data, _), models in runs.items():
-        first: dict[str, Seeds] = {}
+        first = by_seed(next(iter(models.values())))
         for model, own in models.items():
+            done = by_seed(own)
+            others = {} if done == first else {seed: first[seed] for seed in done if seed in first}
             cells = list[str]()
             for name, quantity in quantities.items():
-                values = by_seed(own, out, quantity)
-                others = first.setdefault(name, values)
-                differences = [value - others[seed] for seed, value in values.items() if seed in others]
-                cells += [estimate(list(values.values())), "" if others is values else estimate(differences, "+")]
+                levels = (measured(line, None, quantity, name) for line in done.values())
+                differences = (measured(done[seed], other, quantity, name) for seed, other in others.items())
+                cells += [written(list(filter(None, levels))), written(list(filter(None, differences)), "+")]
             rows.append([data, model, " ".join(str(line["config"]["seed"]) for line in own), *cells])
+    measured.write()
     return markdown(["data", "model", "seeds", *columns], rows)
 
 
-def by_seed(lines: Sequence[Line], out: Path, quantity: Callable[[Line, Tensor], Tensor]) -> Seeds:
-    """A number for each image, of each seed whose run ended well."""
-    found = {line["config"]["seed"]: (line, log_likelihoods(line["config"], out)) for line in lines}
-    return {
-        seed: quantity(line, values)
-        for seed, (line, values) in found.items()
-        if "failed" not in line and values is not None
-    }
+def by_seed(lines: Sequence[Line]) -> dict[int, Line]:
+    """The runs that ended well."""
+    return {line["config"]["seed"]: line for line in lines if "failed" not in line}

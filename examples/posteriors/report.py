@@ -14,9 +14,10 @@ from torch import Tensor
 import flowplug as fp
 from common.densities import size
 from common.gains import GAIN, draw_summary
-from common.paired import estimate
+from common.paired import estimate, written
 from common.report import finite, markdown, shown, write_lines, write_text
-from common.runs import Line, log_likelihoods
+from common.rows import Rows
+from common.runs import Line
 from common.trial import FAILURES
 from posteriors.models import PLAIN, Posterior
 from posteriors.tasks import Problem, part_of_sbi
@@ -90,37 +91,37 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         "task", "model", "seeds", "validation", "test log q (nats) ± 2 s.e.", GAIN, "of each seed",
         "C2ST ± 2 s.e.", "less plain ± 2 s.e.", "steps", "seconds", "to plain's best, s",
     ]  # fmt: skip
-    done: dict[tuple[str, str], dict[int, tuple[Line, Tensor]]] = {key_of(line): {} for line in lines}
+    done: dict[tuple[str, str], dict[int, Line]] = {key_of(line): {} for line in lines}
     for line in lines:
-        values = log_likelihoods(line["config"], out)
-        if "failed" not in line and values is not None:
-            done[key_of(line)][line["config"]["seed"]] = line, values
-    validation = {key: mean(line["validation"] for line, _ in runs.values()) for key, runs in done.items() if runs}
-    rows = list[list[object]]()
+        if "failed" not in line:
+            done[key_of(line)][line["config"]["seed"]] = line
+    validation = {key: mean(line["validation"] for line in runs.values()) for key, runs in done.items() if runs}
+    measured, rows = Rows(out), list[list[object]]()
     for (data, model), runs in done.items():
         name = PLAIN.get(model, "")
         rivals = [key for key in validation if key[0] == data and PLAIN.get(key[1]) == name]
         chosen = bool(name) and (data, model) == max(rivals, key=validation.__getitem__, default=None)
-        plain = {seed: run for seed, run in done.get((data, name), {}).items() if seed in runs}
-        own = [line for line, _ in runs.values()]
-        gain = [runs[seed][1] - values for seed, (_, values) in plain.items()]
-        scores = {seed: torch.tensor(line["c2st"]) for seed, (line, _) in runs.items() if scored(line)}
-        others = {seed: torch.tensor(line["c2st"]) for seed, (line, _) in plain.items() if scored(line)}
-        caught = [caught_up(runs[seed][0], line["validation"]) for seed, (line, _) in plain.items()]
+        plain = {seed: line for seed, line in done.get((data, name), {}).items() if seed in runs}
+        own = list(runs.values())
+        gain = list(filter(None, (measured(runs[seed], line) for seed, line in plain.items())))
+        scores = {seed: torch.tensor(line["c2st"]) for seed, line in runs.items() if scored(line)}
+        others = {seed: torch.tensor(line["c2st"]) for seed, line in plain.items() if scored(line)}
+        caught = [caught_up(runs[seed], line["validation"]) for seed, line in plain.items()]
         rows.append([
             data,
             f"**{model}**" if chosen else model,
             " ".join(map(str, runs)),
             format(validation[data, model], ".3f") if runs else "",
-            estimate([values for _, values in runs.values()]),
-            estimate(gain, "+"),
-            " ".join(f"{float(value.mean()):+.2f}" for value in gain),
+            written(list(filter(None, map(measured, own)))),
+            written(gain, "+"),
+            " ".join(f"{value.mean:+.2f}" for value in gain),
             estimate(list(scores.values())),
             estimate([score - others[seed] for seed, score in scores.items() if seed in others], "+"),
             round(mean(line["steps"] for line in own)) if own else "",
             format(mean(line["seconds"] for line in own), ".1f") if own else "",
             reaching(caught),
         ])  # fmt: skip
+    measured.write()
     return markdown(columns, rows)
 
 
@@ -157,5 +158,5 @@ def report(lines: Sequence[Line], out: Path) -> str:
     tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
     for name, text in tables.items():
         write_text(out / name, f"{text}\n")
-    written = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(written)}"])
+    files = ["results.jsonl", "rows.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
+    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])

@@ -7,8 +7,8 @@ compiled before the clock starts, for as many seconds as results.jsonl says. Eva
 normflows' own residual flow, which torch.compile refuses.
 
 Writes to the output folder results.jsonl (a line a run), table.md, summary.md (means over seeds, and what flowplug's
-transforms gain over the plain flow on the same rows), gains.png, a picture of those gains, and the test log-likelihood
-of each row of each run.
+transforms gain over the plain flow on the same rows), gains.png, a picture of those gains, rows.jsonl, the means
+over test rows that the summary is of, and the test log-likelihood of each row of each run.
 
     python examples/uci.py --data POWER --models zuko-nsf zuko-nsf+residual --seconds 600
     python examples/uci.py --data FILE.npz MINIBOONE --archive data.tar.gz --seeds 0 1 2 --steps 20000

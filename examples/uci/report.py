@@ -1,22 +1,18 @@
-"""What the benchmark writes: the results, a table of them, what flowplug's transforms gain, and a picture of that.
-
-cd examples && python -m uci.report results/equal_time      # draws the summary that is there
-"""
+"""What the benchmark writes: the results, a table of them, what flowplug's transforms gain, and a picture of that."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from torch import Tensor
-
 from common.gains import GAIN, draw_summary
-from common.paired import estimate
+from common.paired import Estimate, written
 from common.report import markdown, shown, write_lines, write_text
-from common.runs import Line, log_likelihoods, title_of
+from common.rows import Rows
+from common.runs import Line, title_of
 from uci.models import MARGINAL, PLAIN
 
-Runs = dict[int, tuple[Tensor, Line]]  # by seed: test log-likelihoods, and what else there is
+Runs = dict[int, Line]  # by seed
 
 SAMPLES = 200  # whose time is measured
 
@@ -71,38 +67,45 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         "data", "model", "seeds", "validation", "test log-likelihood (nats) ± 2 s.e.", "steps", GAIN,
         "of each seed", "of marginals",
     ]  # fmt: skip
-    done: dict[tuple[str, str], Runs] = {key_of(line): {} for line in lines}
-    for line in lines:
-        values = log_likelihoods(line["config"], out)
-        if "failed" not in line and values is not None:
-            done[key_of(line)][line["config"]["seed"]] = (values, line)
-    validation = {key: mean(line["validation"] for _, line in runs.values()) for key, runs in done.items() if runs}
-    rows = []
+    measured, done = Rows(out), runs_of(lines)
+    validation = {key: mean(line["validation"] for line in runs.values()) for key, runs in done.items() if runs}
+    rows = list[list[object]]()
     for (data, model), runs in done.items():
-        name = PLAIN.get(model, "")
+        name, without = PLAIN.get(model, ""), model.removesuffix(MARGINAL)
         rivals = [key for key in validation if key[0] == data and PLAIN.get(key[1]) == name]
         chosen = bool(name) and (data, model) == max(rivals, key=validation.__getitem__, default=None)
-        gain = gains(runs, done.get((data, name), {}))
-        without = model.removesuffix(MARGINAL)
-        of_marginals = gains(runs, done.get((data, without), {})) if without != model else {}
-        title = ", ".join(dict.fromkeys(title_of(line["config"]) for _, line in runs.values())) or model
+        levels = filter(None, (measured(line) for line in runs.values()))
+        gain = gains(runs, done.get((data, name), {}), measured)
+        of_marginals = gains(runs, done.get((data, without), {}), measured) if without != model else []
+        title = ", ".join(dict.fromkeys(title_of(line["config"]) for line in runs.values())) or model
         rows.append([
             data,
             f"**{title}**" if chosen else title,
             " ".join(map(str, runs)),
             format(validation[data, model], ".3f") if runs else "",
-            estimate([values for values, _ in runs.values()]),
-            round(mean(line["steps"] for _, line in runs.values())) if runs else "",
-            estimate(list(gain.values()), "+"),
-            " ".join(f"{float(value.mean()):+.2f}" for value in gain.values()),
-            estimate(list(of_marginals.values()), "+"),
+            written(list(levels)),
+            round(mean(line["steps"] for line in runs.values())) if runs else "",
+            written(gain, "+"),
+            " ".join(f"{value.mean:+.2f}" for value in gain),
+            written(of_marginals, "+"),
         ])  # fmt: skip
+    measured.write()
     return markdown(columns, rows)
 
 
-def gains(runs: Runs, plain: Runs) -> dict[int, Tensor]:
-    """Differences ``(rows,)`` of the test log-likelihoods of each seed that both have."""
-    return {seed: values - plain[seed][0] for seed, (values, _) in runs.items() if seed in plain}
+def runs_of(lines: Sequence[Line]) -> dict[tuple[str, str], Runs]:
+    """The runs of each model on each table that ended well, by seed."""
+    done: dict[tuple[str, str], Runs] = {key_of(line): {} for line in lines}
+    for line in lines:
+        if "failed" not in line:
+            done[key_of(line)][line["config"]["seed"]] = line
+    return done
+
+
+def gains(runs: Runs, plain: Runs, measured: Rows) -> list[Estimate]:
+    """Differences of test log-likelihoods on the same rows, of each seed that both have."""
+    found = (measured(line, plain[seed]) for seed, line in runs.items() if seed in plain)
+    return [value for value in found if value is not None]
 
 
 def key_of(line: Line) -> tuple[str, str]:
@@ -121,8 +124,8 @@ def report(lines: Sequence[Line], out: Path) -> str:
     tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
     for name, text in tables.items():
         write_text(out / name, f"{text}\n")
-    written = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(written)}"])
+    files = ["results.jsonl", "rows.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
+    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_the_grid_is_run_and_reported(tmp_path, capsys):
         assert all(0 <= score <= 1 for score in line["c2st"])
         assert line["sampling_ms"] > 0
     written = {path.name for path in out.iterdir() if path.suffix != ".pt"}
-    assert written == {"gains.png", "results.jsonl", "summary.md", "table.md"}
+    assert written == {"gains.png", "results.jsonl", "rows.jsonl", "summary.md", "table.md"}
     assert (out / "summary.md").read_text() in capsys.readouterr().out
 
 
