@@ -10,8 +10,8 @@ log q(theta | x). Where the exact posterior is known, a classifier tells draws f
 --observations of these pairs: C2ST, the part that it gets right, 0.5 at best.
 
 Writes to the output folder results.jsonl (a line a run), table.md, summary.md (means over seeds, and what
-flowplug's transforms gain over sbi's own estimator on the same pairs), gains.png, a picture of those gains, rows.jsonl, the
-means over pairs that the summary is of, and log q of each pair of each run.
+flowplug's transforms gain over sbi's own estimator on the same pairs), gains.png, a picture of those gains, rows.jsonl,
+the means over pairs that the summary is of, and log q of each pair of each run.
 
     python examples/posteriors.py --tasks two-moons --simulations 10000 --seeds 0 1 2 --seconds 60 --cpu
     python examples/posteriors.py --tasks two-moons slcp --models zuko-nsf zuko-nsf+residual+dense --steps 5000

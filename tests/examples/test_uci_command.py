@@ -73,7 +73,7 @@ def test_the_grid_is_run_and_reported(table, tmp_path):
         assert {"flowplug", "commit", "device", "date"} <= set(line["versions"])
     assert (out / "table.md").read_text().count("\n") == 6
     written = {path.name for path in out.iterdir() if path.suffix != ".pt"}
-    assert written == {"results.jsonl", "rows.jsonl", "summary.md", "table.md"}  # nothing to compare, hence no gains.png
+    assert written == {"results.jsonl", "rows.jsonl", "summary.md", "table.md"}  # no gains
     for line in found:
         saved = torch.load(out / "table-{model}-{seed}.values.pt".format(**line["config"]), weights_only=True)
         assert saved["config"] == line["config"]
