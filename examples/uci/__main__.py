@@ -15,6 +15,12 @@ over test rows that the summary is of, and the test log-likelihood of each row o
     torchrun --nproc-per-node 4 examples/uci.py --device cuda     # the batch is shared among the processes
     python examples/uci.py ... --resume                           # goes on where a killed run was last saved
 
+With --tuned, each model takes learning rate and weight decay from the run that was best for it, on validation rows of
+the same table, in other folders:
+
+    python examples/uci.py --lr 1e-3 --out tuning/1e-3 ... ; python examples/uci.py --lr 3e-3 --out tuning/3e-3 ...
+    python examples/uci.py --tuned tuning/* --seeds 0 1 2 ...
+
 Each line names the commit of the code that made it; --resume goes on from results of other code only if told so.
 The tables of Papamakarios et al. (2017) are downloaded from Zenodo (record 1161203) unless --archive names the file.
 GAS is stored as a pickle, which can run code: read it from an archive that you trust.
@@ -36,6 +42,7 @@ from uci import models
 from uci.data import CHECKSUM, URL, Table, load
 from uci.report import COLUMNS, SAMPLES, report
 from uci.training import Training
+from uci.tuning import tried, tuned
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Options(RunOptions):
     data: tuple[str, ...] = COLUMNS  # .npz files with train, val and test, breast-cancer, photographs, or published
     models: tuple[str, ...] = tuple(models.NAMES)  # flows to train
     compile: bool = False  # train under torch.compile, whatever the model
+    tuned: tuple[Path, ...] = ()  # folders of results of other settings: each model takes what was best there for it
     out: Path = Path("uci_out")  # folder written to
     archive: Path | None = None  # data.tar.gz as published, instead of a download
     folder: Path = Path(pooch.os_cache("flowplug"))  # of the download
@@ -55,6 +63,9 @@ class Options(RunOptions):
         among(self, "models", models.NAMES)
         if not self.data or len({Path(source).stem for source in self.data}) < len(self.data):
             raise OptionError(f"--data must be tables of different names; got {' '.join(self.data) or 'none'}")
+        for folder in self.tuned:
+            if not (folder / "results.jsonl").is_file():
+                raise OptionError(f"--tuned {folder} holds no results.jsonl: give folders that uci.py wrote")
         super().__post_init__()
 
     def configs(self, source: str, processes: int) -> list[Config]:
@@ -65,6 +76,8 @@ class Options(RunOptions):
         for config in configs:
             if self.compile and config["model"] not in models.EAGER:
                 config["compile"] = True
+            if self.tuned:
+                config |= tuned(tried(self.tuned), config)
         return configs
 
     def load(self, source: str, device: torch.device) -> Table:

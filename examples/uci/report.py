@@ -11,6 +11,7 @@ from common.report import markdown, shown, write_lines, write_text
 from common.rows import Rows
 from common.runs import Line, title_of
 from uci.models import MARGINAL, PLAIN
+from uci.tuning import SETTINGS
 
 Runs = dict[int, Line]  # by seed
 
@@ -33,8 +34,8 @@ REFERENCE = {
 def table(lines: Sequence[Line]) -> str:
     """The results as a Markdown table; published figures stand below those on the published data only."""
     columns = [
-        "data", "model", "seed", "test log-likelihood (nats) ± 2 s.e.", "parameters", "steps", "steps/s", "peak MiB",
-        f"{SAMPLES} samples, ms", "round trip",
+        "data", "model", "seed", "test log-likelihood (nats) ± 2 s.e.", "parameters", "lr", "decay", "steps", "steps/s",
+        "peak MiB",        f"{SAMPLES} samples, ms", "round trip",
     ]  # fmt: skip
     rows: list[list[object]] = []
     for data, published in dict.fromkeys((line["config"]["data"], line["published"]) for line in lines):
@@ -43,18 +44,19 @@ def table(lines: Sequence[Line]) -> str:
                 rows.append([data, title_of(line["config"]), line["config"]["seed"], *cells(line)])
         if published:
             figures = {model: values[COLUMNS.index(data)] for model, values in REFERENCE.items()}
-            rows += [[data, f"{model}, published", "", value, *[""] * 6] for model, value in figures.items()]
+            rows += [[data, f"{model}, published", "", value, *[""] * 8] for model, value in figures.items()]
     return markdown(columns, rows)
 
 
 def cells(line: Line) -> list[str]:
     """The measured columns of one row."""
     if "failed" in line:
-        return [line["failed"], *[""] * 6]
+        return [line["failed"], *[""] * 8]
     level, spread = (shown(line[key], ".3f") for key in ("test_log_likelihood", "two_standard_errors"))
     forms = {"steps_per_second": ".1f", "peak_memory_mib": ".0f", "sampling_ms": ".0f", "round_trip_error": ".0e"}
     rest = [shown(line[key], form) for key, form in forms.items()]
-    return [f"{level} ± {spread}", f"{line['parameters']:,}", str(line["steps"]), *rest]
+    settings = [f"{line['config'].get(key, 0.0):g}" for key in SETTINGS]
+    return [f"{level} ± {spread}", f"{line['parameters']:,}", *settings, str(line["steps"]), *rest]
 
 
 def summary(lines: Sequence[Line], out: Path) -> str:
