@@ -32,7 +32,7 @@ def scripts():
     found = {}
     files = [path for folder in ("tutorials", "benchmarks") for path in sorted((EXAMPLES / folder).glob("[!_]*.py"))]
     own = [f"{path.parent.name}.{path.stem}" for path in files if "__main__" in path.read_text()]
-    for name in (*own, "compare", *PACKAGES):
+    for name in (*own, "compare", "reports", *PACKAGES):
         module = importlib.import_module(name)
         kinds = [
             value
@@ -162,7 +162,7 @@ def called(script, monkeypatch, given):
     module = importlib.import_module(script)
     if script.startswith("images"):
         return importlib.import_module("images.__main__").main([script.rpartition(".")[2], *given])
-    if script.startswith(("uci", "compare", "posteriors")):
+    if script.startswith(("uci", "compare", "posteriors", "reports")):
         return module.main(given)
     monkeypatch.setattr("sys.argv", [f"{script}.py", *given])
     return run(module.measure, SCRIPTS[script], None) if script.startswith("benchmarks") else module.main()
