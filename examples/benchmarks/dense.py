@@ -9,7 +9,6 @@ same ten starts (their Figure 1, right).
     python examples/benchmarks/dense.py --features 64 256 --rounds 5
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import flowplug as fp
-from benchmarks.measurements import Figure, Measurement, Recorded, median, over, run
+from benchmarks.measurements import Figure, Measurement, Recorded, exponent, median, over, run
 from common.clock import paired
 from common.densities import log_prob
 from common.memory import peak_alone
@@ -145,11 +144,10 @@ def cost(settings: Settings) -> Iterator[Measurement]:
             setting = {"layers": LAYERS, "rows": BATCH, "gradient": method, "D": features}
             yield "Cost of a dense training step", setting, figures
             if features >= 512 and method == "Relative, Deferred":
-                wide.append((math.log(features), math.log(figures["time"].value)))
+                wide.append((features, figures["time"].value))
     if len(wide) > 1:
-        x, y = (part - part.mean() for part in torch.tensor(wide).T)
         setting = {"gradient": "Relative, Deferred", "D": "512 and more"}
-        yield "Growth of a dense training step", setting, {"exponent of D": float(x @ y / (x @ x))}
+        yield "Growth of a dense training step", setting, {"exponent of D": exponent(*zip(*wide, strict=True))}
 
 
 def learning(settings: Settings) -> Iterator[Measurement]:

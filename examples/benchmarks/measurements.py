@@ -57,6 +57,20 @@ def over(times: Sequence[float], others: Sequence[float], *, total: bool = False
     return Figure(by.total if total else by.median, "ratio of times", quartiles=(by.low, by.high))
 
 
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> Figure:
+    """The power of the sizes that the values grow with, by least squares on logarithms over at least two sizes.
+
+    With its standard errors from three sizes on: where the growth is not yet, or no more, that of a power, they say so.
+    """
+    x, y = (torch.tensor(part, dtype=torch.float64).log() for part in (sizes, values))
+    x, y = x - x.mean(), y - y.mean()
+    slope = x @ y / (x @ x)
+    if len(sizes) < 3:
+        return Figure(float(slope))
+    error = ((y - slope * x).square().sum() / (len(sizes) - 2) / (x @ x)).sqrt()
+    return Figure(float(slope), two_standard_errors=2 * float(error))
+
+
 def hardware() -> str:
     """The kind of device that times depend on: torch's default."""
     device = torch.empty(0).device
