@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import flowplug as fp
-from benchmarks import scale
+from benchmarks import scale, scale_picture, two_processes
 from benchmarks.costs import scaling
-from benchmarks.measurements import exponent
+from benchmarks.measurements import exponent, line
+from benchmarks.page import QUESTIONS
 
 
 class TestExponents:
@@ -99,3 +100,50 @@ class TestParts:
         ((x + block.g(x)).square().sum(1) / 2).mean().backward()
         for one, other in zip(found, block.parameters(), strict=True):
             torch.testing.assert_close(one, other.grad)
+
+
+class TestPicture:
+    @pytest.fixture
+    def lines(self, monkeypatch):
+        """Of small flows; what processes of their own take is known."""
+        monkeypatch.setattr(scale, "peak_alone", lambda warm, work: 1.0)
+        settings = scale.Settings(
+            features=(2, 4), rows=(4, 8), blocks=(1,), width=2, depth=1, batch=4, chunk=4, rounds=2
+        )
+        return [line(*measurement) for measurement in scale.measure(settings)]
+
+    def test_it_is_drawn_from_the_lines(self, lines, tmp_path):
+        scale_picture.draw(lines, tmp_path / "scale.png")
+        assert (tmp_path / "scale.png").read_bytes()[:4] == b"\x89PNG"
+        assert [path.name for path in tmp_path.iterdir()] == ["scale.png"]
+
+    def test_its_points_and_slopes_are_those_of_the_lines(self, lines):
+        found = scale_picture.points(lines, "Memory against features", "flow", "D", "memory", phase="training")
+        assert found == {flow: {2: 1.0, 4: 1.0} for flow in ("residual", "dense", "zuko MAF")}
+        slopes = scale_picture.slopes(
+            lines, "Growth of flows", "flow", "exponent of memory", phase="training", along="features"
+        )
+        assert slopes == dict.fromkeys(found, " 0.00")
+
+    def test_every_table_has_a_section(self, lines):
+        assert all(f"## {table}\n" in QUESTIONS.read_text() for table in {each["table"] for each in lines})
+
+
+class TestTwoProcesses:
+    def test_differences_are_the_largest(self):
+        one, two = ({"curve": [[0.0, 1, a, 0.0], [0.0, 2, b, 0.0]]} for a, b in ((1.0, 2.0), (1.5, 1.0)))
+        assert two_processes.difference(one, two) == 1.0
+        with pytest.raises(ValueError, match="zip"):
+            two_processes.difference(one, {"curve": two["curve"][:1]})
+
+    def test_a_run_has_a_line_for_each_seed(self, table, tmp_path):
+        settings = two_processes.Settings(data=str(table), steps=4, batch=32, parameters=500, checks=2)
+        lines = two_processes.trained(settings, "zuko-maf", two_processes.ALONE, tmp_path / "out")
+        assert [line["config"]["seed"] for line in lines] == list(two_processes.SEEDS)
+        assert all(len(line["curve"]) == 2 for line in lines)
+        assert two_processes.seconds(lines) == lines[0]["seconds"] + lines[1]["seconds"]
+
+    def test_a_run_that_ends_early_says_why(self, table, tmp_path):
+        settings = two_processes.Settings(data=str(tmp_path / "none.npz"))
+        with pytest.raises(ValueError, match=r"uci.py --models zuko-maf ended with 2: .*none.npz"):
+            two_processes.trained(settings, "zuko-maf", two_processes.ALONE, tmp_path / "out")
