@@ -10,6 +10,7 @@ flow on, beyond the bare process. Exponents are fitted by least squares on logar
     cd examples && python -m benchmarks.scale_picture
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,18 +96,16 @@ def span(values: Mapping[int, float]) -> str:
 
 
 def fitted(values: Mapping[int, float]) -> Figure:
-    """The exponent, none where a part takes less time than its measurement is out by."""
+    """The exponent; not a number for one size, or where a part takes less time than its measurement is out by."""
     sizes = upper(values)
-    if len(sizes) < 2 or min(values[size] for size in sizes) <= 0:
-        return Figure(float("nan"))
-    return exponent(sizes, [values[size] for size in sizes])
+    return exponent(sizes, [values[size] for size in sizes]) if len(sizes) > 1 else Figure(math.nan)
 
 
 def doubled(values: Mapping[int, float]) -> Figure:
     """The first size from which on all values are at least twice that of the smallest."""
     sizes = sorted(values)
     first = next((size for size in sizes if all(values[s] >= 2 * values[sizes[0]] for s in sizes if s >= size)), None)
-    return Figure(float("nan") if first is None else first)
+    return Figure(math.nan if first is None else first)
 
 
 def measure(settings: Settings) -> Iterator[Measurement]:
