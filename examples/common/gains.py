@@ -26,28 +26,30 @@ class Gain(NamedTuple):
     chosen: bool = False
 
 
-def draw_summary(folder: Path, plain: Mapping[str, str], title: str) -> bool:
+def draw_summary(folder: Path, plain: Mapping[str, str], title: str, *, column: str = GAIN, label: str = LABEL) -> bool:
     """Draws the gains of a folder's ``summary.md``, if any: what they are differences of is not kept with results.
 
     Args:
         folder: Where the summary is, and ``gains.png`` comes to be.
         plain: What each model is compared with.
         title: Of the picture.
+        column: Of the summary, what is drawn.
+        label: What the picture says that it is.
     """
     panels: dict[str, list[Gain]] = {}
     for row in cells_of((folder / "summary.md").read_text()):
-        if row[GAIN]:
+        if row[column]:
             model = row["model"].strip("*")
             over = plain[model.partition(", ")[0]]
-            found = Estimate(*map(float, row[GAIN].split(" ± ")))
+            found = Estimate(*map(float, row[column].split(" ± ")))
             gain = Gain(over, model.removeprefix(over), found, chosen=model != row["model"])
             panels.setdefault(next(iter(row.values())), []).append(gain)
     if panels:
-        draw(panels, folder / "gains.png", title)
+        draw(panels, folder / "gains.png", title, label)
     return bool(panels)
 
 
-def draw(panels: Mapping[str, Sequence[Gain]], path: Path, title: str = "") -> None:
+def draw(panels: Mapping[str, Sequence[Gain]], path: Path, title: str = "", label: str = LABEL) -> None:
     """Draws a panel for each table, and in it a bar for each gain, below the name of the plain flow.
 
     A bar is blue where the gain is above its two standard errors, red where it is as far below zero, else grey. Figures
@@ -66,7 +68,7 @@ def draw(panels: Mapping[str, Sequence[Gain]], path: Path, title: str = "") -> N
         bars(axis, gains)
         axis.set_title(name, fontsize=10)
     figure.suptitle(title, fontsize=10)
-    figure.supxlabel(LABEL, fontsize=10)
+    figure.supxlabel(label, fontsize=10)
     with replacing(path) as file:
         figure.savefig(file, dpi=100, format="png")
     plt.close(figure)

@@ -49,6 +49,7 @@ class Grid(Generic[Data, R]):
         measured: What a run is judged by.
         report: Writes what there is of the lines into the folder, and returns what is shown at the end.
         facts: What lines say of the data.
+        untrained: The outcome of a run without training, saved as that of others; None of one that is trained.
         scripts: Code besides what all share: paths in the repository.
     """
 
@@ -60,6 +61,7 @@ class Grid(Generic[Data, R]):
     measured: Callable[[R], Line]
     report: Callable[[Sequence[Line], Path], str]
     facts: Callable[[Data], Line] = lambda _: {}
+    untrained: Callable[[Config, Data], Line | None] = lambda *_: None
     scripts: tuple[str, ...] = ()
 
     def execute(self) -> None:
@@ -87,9 +89,11 @@ class Grid(Generic[Data, R]):
                     data = processes.first_alone(partial(self.load, source, processes.device))
 
                 def work(config: Config, data: Data = data) -> Line:
+                    facts = {"versions": versions, **self.facts(data)}
+                    if (outcome := self.untrained(config, data)) is not None:
+                        return facts | outcome
                     code, every = code_of(versions), options.checkpoint
                     run = self.kind(config, data, processes, options.out, code=code, every=every)
-                    facts = {"versions": versions, **self.facts(data)}
                     with stopping(run, alone=processes.world == 1):
                         line = facts | resumable.run(run, self.measured, resume=options.resume)
                     stopped.extend([run] if run.stopped else [])

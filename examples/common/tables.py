@@ -63,18 +63,33 @@ def standardised(
     """The table of arrays train, val and test.
 
     Raises:
+        ValueError: The arrays are not as `parts` needs them.
+    """
+    return Table(Path(source).stem, **parts(source, arrays, device, dtype))
+
+
+def parts(
+    source: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Arrays by name, train among them, all standardised by the rows of that one.
+
+    Raises:
         ValueError: An array is not a table of finite numbers of one width, of 2 features or more, it has no rows, there
             are no more training rows than features, or a feature is constant in these, where it has no density.
     """
+    names = f"{', '.join([*arrays][:-1])} and {[*arrays][-1]}"
     widths = {array.shape[1:] for array in arrays.values()}
     if len(widths) != 1 or any(array.ndim != 2 for array in arrays.values()):
         shapes = ", ".join(f"{part} {array.shape}" for part, array in arrays.items())
-        raise ValueError(f"train, val and test must be tables (rows, features) of one width; {source} has {shapes}")
+        raise ValueError(f"{names} must be tables (rows, features) of one width; {source} has {shapes}")
     for part, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{part} of {source} must hold numbers; got {array.dtype}")
         if not len(array):
-            raise ValueError(f"{part} of {source} has no rows: train, val and test need some each")
+            raise ValueError(f"{part} of {source} has no rows: {names} need some each")
         if wrong := int((~np.isfinite(array)).sum()):
             raise ValueError(f"{part} of {source} holds {wrong} NaN or infinite value(s): leave these rows out")
     rows, features = arrays["train"].shape
@@ -85,15 +100,25 @@ def standardised(
     mean, std = arrays["train"].mean(0), arrays["train"].std(0)
     if not std.all():
         raise ValueError(f"features {np.flatnonzero(std == 0).tolist()} are constant in train: leave them out")
-    parts = {part: torch.tensor((array - mean) / std, dtype=dtype, device=device) for part, array in arrays.items()}
-    return Table(Path(source).stem, **parts)
+    return {part: torch.tensor((array - mean) / std, dtype=dtype, device=device) for part, array in arrays.items()}
 
 
 def cells() -> dict[str, np.ndarray]:
     """The measurements of cells, in the order of a fixed seed."""
-    rows = np.log(load_breast_cancer().data + 0.01)  # positive and skewed, with some zeros
+    return dict(zip(PARTS, np.split(shuffled(measurements()), [341, 455]), strict=True))
+
+
+def measurements() -> np.ndarray:
+    """Of cells, as logarithms: they are positive and skewed, with some zeros."""
+    rows: np.ndarray = np.log(load_breast_cancer().data + 0.01)
+    return rows
+
+
+def shuffled(rows: np.ndarray) -> np.ndarray:
+    """The rows in the order of a fixed seed."""
     order = torch.randperm(len(rows), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    return dict(zip(PARTS, np.split(rows[order.numpy()], [341, 455]), strict=True))
+    found: np.ndarray = rows[order.numpy()]
+    return found
 
 
 def patches() -> dict[str, np.ndarray]:

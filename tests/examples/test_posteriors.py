@@ -212,7 +212,7 @@ class TestSummary:
 
     def test_a_picture_shows_the_gains(self, tmp_path, monkeypatch):
         drawn = []
-        monkeypatch.setattr(gains, "draw", lambda panels, path, title: drawn.append((panels, path.name)))
+        monkeypatch.setattr(gains, "draw", lambda panels, path, title, label: drawn.append((panels, path.name)))
         (tmp_path / "summary.md").write_text(report.summary(self.lines(tmp_path), tmp_path))
         assert report.draw(tmp_path)
         ((panels, name),) = drawn

@@ -98,7 +98,7 @@ def written(out, *rows):
 class TestDraw:
     def test_gains_are_those_of_the_summary(self, tmp_path, monkeypatch):
         drawn = []
-        monkeypatch.setattr(gains, "draw", lambda panels, path, title: drawn.append((panels, path.name)))
+        monkeypatch.setattr(gains, "draw", lambda panels, path, title, label: drawn.append((panels, path.name)))
         out = written(
             tmp_path,
             ["power", "zuko-nsf", ""],

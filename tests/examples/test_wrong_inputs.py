@@ -13,6 +13,7 @@ import torch
 import common
 from benchmarks.measurements import Recorded, run
 from common.command import parse
+from common.tables import PARTS
 
 EXAMPLES = Path(common.__file__).parent.parent
 PACKAGES = (
@@ -22,6 +23,7 @@ PACKAGES = (
     "images.memory",
     "uci.__main__",
     "posteriors.__main__",
+    "anomalies.__main__",
 )
 ANY = ("seed", "seeds")
 ZERO = ("weight_decay", "decay", "checkpoint", "exact", "observations")  # which may be zero
@@ -162,7 +164,7 @@ def called(script, monkeypatch, given):
     module = importlib.import_module(script)
     if script.startswith("images"):
         return importlib.import_module("images.__main__").main([script.rpartition(".")[2], *given])
-    if script.startswith(("uci", "compare", "posteriors", "reports")):
+    if script.startswith(("uci", "compare", "posteriors", "reports", "anomalies", "variational")):
         return module.main(given)
     monkeypatch.setattr("sys.argv", [f"{script}.py", *given])
     return run(module.measure, SCRIPTS[script], None) if script.startswith("benchmarks") else module.main()
@@ -171,7 +173,7 @@ def called(script, monkeypatch, given):
 def write(name, **changes):
     """A file that is wrong in one way."""
     rows = np.random.default_rng(0).normal(size=(60, 3))
-    arrays = {"train": rows, "val": rows, "test": rows} | changes
+    arrays = {"train": rows, "val": rows, "test": rows, "anomalies": rows} | changes
     np.savez(name, **{key: array for key, array in arrays.items() if array is not None})
 
 
@@ -181,7 +183,7 @@ WRONG = {
     "damaged.npz": lambda name: [write(name), Path(name).write_bytes(Path(name).read_bytes()[:220])],
     "lacking.npz": lambda name: write(name, train=None),
     "nan.npz": lambda name: write(name, train=np.full((60, 3), np.nan)),
-    "one_feature.npz": lambda name: write(name, **{part: np.zeros((60, 1)) for part in ("train", "val", "test")}),
+    "one_feature.npz": lambda name: write(name, **{part: np.zeros((60, 1)) for part in (*PARTS, "anomalies")}),
     "three_rows.npz": lambda name: write(name, train=np.eye(3)),
     "no_rows.npz": lambda name: write(name, val=np.zeros((0, 3)), test=np.zeros((0, 3))),
     "words.npz": lambda name: write(name, train=np.array([["a", "b", "c"]])),

@@ -1,0 +1,1 @@
+"""The study of anomalies: labelled tables, scores, and what is reported."""
