@@ -98,24 +98,14 @@ class Run(training.Training, abc.ABC):
     def made(self) -> Model:
         """The model, started from data, on the device; the same in every process."""
 
-    @property
     @abc.abstractmethod
-    def rows(self) -> int:
-        """The number of rows to train on."""
-
-    @abc.abstractmethod
-    def told(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """What the model is called with, of the rows of these numbers."""
+    def batch(self, size: int) -> tuple[Tensor, ...]:
+        """What the model is called with in a step: this process's share of one batch of all."""
 
     @property
     @abc.abstractmethod
     def validated(self) -> tuple[Tensor, ...]:
         """What the model is called with in a validation."""
-
-    def batch(self, size: int) -> tuple[Tensor, ...]:
-        """This process's share of one batch of all."""
-        rows = torch.randint(self.rows, (size,), generator=self.generator, device=self.processes.device)
-        return self.told(self.processes.share(rows))
 
     def batch_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """The mean negative log-likelihood, NaN where a layer overflows."""
@@ -227,6 +217,24 @@ class Run(training.Training, abc.ABC):
             setattr(self, key, state[key])
         self.generator.set_state(state["rows"])
         set_noise_state(state["noise"][self.processes.rank])
+
+
+class TableRun(Run):
+    """A run whose batches are rows of a table, drawn with replacement."""
+
+    @property
+    @abc.abstractmethod
+    def rows(self) -> int:
+        """The number of rows to train on."""
+
+    @abc.abstractmethod
+    def told(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What the model is called with, of the rows of these numbers."""
+
+    def batch(self, size: int) -> tuple[Tensor, ...]:
+        """This process's share of one batch of all."""
+        rows = torch.randint(self.rows, (size,), generator=self.generator, device=self.processes.device)
+        return self.told(self.processes.share(rows))
 
 
 def options(config: Config) -> training.Options:

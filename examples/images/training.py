@@ -10,13 +10,13 @@ from torch import Tensor
 
 from common.densities import Density, Model
 from common.processes import Processes
-from common.resumable import Run, options
+from common.resumable import TableRun, options
 from common.runs import Config
 from images.data import Images
 from images.models import RECIPES, make
 
 
-class ImageRun(Run):
+class ImageRun(TableRun):
     """A run on ``images``; the rest is as in `Run`."""
 
     def __init__(

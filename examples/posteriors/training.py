@@ -6,13 +6,13 @@ from pathlib import Path
 from torch import Tensor
 
 from common.processes import Processes
-from common.resumable import Run
+from common.resumable import TableRun
 from common.runs import Config
 from posteriors.models import Posterior, builder
 from posteriors.tasks import Problem
 
 
-class Training(Run):
+class Training(TableRun):
     """A run on simulations of its own seed, a tenth of them held out, as in sbi; the rest is as in `Run`."""
 
     density: Posterior

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.densities import Density
 from common.processes import Processes
-from common.resumable import Run, thinned
+from common.resumable import TableRun, thinned
 from common.runs import Config
 from common.tables import Table
 from uci.models import make
@@ -16,7 +16,7 @@ CHECK_ROWS = 10_000  # at most
 START_ROWS = 2_000
 
 
-class Training(Run):
+class Training(TableRun):
     """A run on ``data``; the rest is as in `Run`."""
 
     density: Density

@@ -24,6 +24,7 @@ PACKAGES = (
     "uci.__main__",
     "posteriors.__main__",
     "anomalies.__main__",
+    "variational.__main__",
 )
 ANY = ("seed", "seeds")
 ZERO = ("weight_decay", "decay", "checkpoint", "exact", "observations")  # which may be zero
