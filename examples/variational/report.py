@@ -53,7 +53,8 @@ def summary(lines: Sequence[Line]) -> str:
     where flows have lost a part of the target. A ratio is the geometric mean over seeds, and so is its error.
     """
     columns = [
-        "target", "model", "seeds", "ESS/s", "times plain's", GAIN, "chain ESS/s, times plain's",
+        "target", "model", "seeds", "ESS/s", "times plain's", GAIN,
+        "chain ESS/s, times plain's", "chain ESS a draw, times plain's",
         "error of log Z ± 2 s.e.", "of each seed", *MEANS, "steps",
     ]  # fmt: skip
     done: dict[tuple[str, str], dict[int, Line]] = {key_of(line): {} for line in lines}
@@ -64,7 +65,6 @@ def summary(lines: Sequence[Line]) -> str:
     for (data, model), runs in done.items():
         plain, own = done.get((data, PLAIN.get(model, "")), {}), list(runs.values())
         gain = compared(runs, plain, "ess_per_second")
-        chains = compared(runs, plain, "chain_ess_per_second")
         rows.append([
             data,
             model,
@@ -72,7 +72,8 @@ def summary(lines: Sequence[Line]) -> str:
             averaged(own, "ess_per_second", ",.0f"),
             times(gain),
             "" if gain is None else str(gain),
-            times(chains),
+            times(compared(runs, plain, "chain_ess_per_second")),
+            times(compared(runs, plain, "chain_ess")),
             log_z(own),
             " ".join(shown(line["log_z_error"], "+.3f") for line in own),
             *(averaged(own, *FORMS[name]) for name in MEANS),
