@@ -22,7 +22,7 @@ FORMS = {  # measured columns of the table, and what they are of
     "acceptance": ("acceptance", ".1%"),
     "chain ESS": ("chain_ess", ".1%"),
     "chain ESS/s": ("chain_ess_per_second", ",.0f"),
-    "forward KL": ("forward_kl", ".3f"),
+    "forward KL": ("forward_kl", ".3g"),
     "ESS by exact draws": ("exact_ess", ".1%"),
     "parameters": ("parameters", ","),
     "steps": ("steps", ""),
