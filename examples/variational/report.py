@@ -96,7 +96,7 @@ def times(gain: Estimate | None) -> str:
     if gain is None:
         return ""
     low, high = (2 ** (gain.mean + sign * gain.error) for sign in (-1, 1))
-    return f"{2**gain.mean:.2f}" if math.isnan(high) else f"{2**gain.mean:.2f} ({low:.2f} to {high:.2f})"
+    return f"{2**gain.mean:.3g}" if math.isnan(high) else f"{2**gain.mean:.3g} ({low:.3g} to {high:.3g})"
 
 
 def log_z(lines: Sequence[Line]) -> str:
