@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import anomalies.report
 import posteriors.report
 import uci.report
+import variational.report
 from benchmarks import page
 from common.command import OptionError, parse
 from common.provenance import ROOT
@@ -30,10 +32,13 @@ class Study(NamedTuple):
     table: Callable[[Sequence[Line]], str]
     draw: Callable[[Path], bool]
     report: Callable[[Sequence[Line], Path], str]
+    rows: bool = True  # whether the summary needs rows.jsonl
 
 
 STUDIES = {  # by what its lines have, and no other's
     "published": Study(uci.report.table, uci.report.draw, uci.report.report),
+    "auroc": Study(anomalies.report.table, anomalies.report.draw, anomalies.report.report),
+    "reverse_kl": Study(variational.report.table, variational.report.draw, variational.report.report, rows=False),
     "test_log_q": Study(posteriors.report.table, posteriors.report.draw, posteriors.report.report),
 }
 
@@ -59,7 +64,7 @@ def study_of(folder: Path) -> Study | None:
 def again(folder: Path, study: Study) -> str:
     """Writes what follows from the lines of a folder; returns what that is."""
     lines = read_lines(folder / "results.jsonl")
-    if (folder / NAME).exists():
+    if (folder / NAME).exists() or not study.rows:
         return study.report(lines, folder).splitlines()[-1]
     write_text(folder / "table.md", f"{study.table(lines)}\n")
     return f"written to {folder}: table.md{', gains.png' if study.draw(folder) else ''}; {NAME} is not there"

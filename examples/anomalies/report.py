@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
 
 from torch import Tensor
 
 from anomalies.scores import Judged, Statistic, auroc, average_precision, estimated, judge
 from common.gains import draw_summary
+from common.paired import Estimate, over_seeds
 from common.report import finite, markdown, shown, write_lines, write_text
-from common.runs import Line, log_likelihoods
+from common.rows import Rows
+from common.runs import Line
 from uci.models import PLAIN
 
 STATISTICS: dict[str, Statistic] = {"AUROC": auroc, "average precision": average_precision}
@@ -18,16 +19,9 @@ GAIN = "gain in {} ± 2 s.e."  # columns of a summary
 LABEL = "gain in AUROC over the plain flow on the same rows, percentage points, ± 2 s.e."
 
 
-class Scored(NamedTuple):
-    """A run: its line, and what its scores are judged by."""
-
-    line: Line
-    judged: dict[str, Judged]
-
-
 def judged(values: Tensor, tests: int) -> Line:
     """What a run is judged by, of negative scores ``(rows,)``: of so many normal rows, and then of anomalies."""
-    found = {name: estimated([one]) for name, one in statistics(values, tests).items()}
+    found = {name: estimated(one) for name, one in statistics(values, tests).items()}
     numbers = {
         key_of(name) + ending: number
         for name, estimate in found.items()
@@ -79,14 +73,13 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         *(column for name in STATISTICS for column in (f"{name} (%) ± 2 s.e.", GAIN.format(name), "of each seed")),
         "steps", "seconds",
     ]  # fmt: skip
-    done: dict[tuple[str, str], dict[int, Scored]] = {pair(line): {} for line in lines}
+    done: dict[tuple[str, str], dict[int, Line]] = {pair(line): {} for line in lines}
     for line in lines:
-        values = log_likelihoods(line["config"], out)
-        if "failed" not in line and values is not None:
-            done[pair(line)][line["config"]["seed"]] = Scored(line, statistics(values, line["test_rows"]))
-    flows = {key: [run.line for run in runs.values() if "validation" in run.line] for key, runs in done.items()}
+        if "failed" not in line:
+            done[pair(line)][line["config"]["seed"]] = line
+    flows = {key: [line for line in runs.values() if "validation" in line] for key, runs in done.items()}
     validation = {key: mean(line["validation"] for line in own) for key, own in flows.items() if own}
-    rows = list[list[object]]()
+    known, rows = Rows(out), list[list[object]]()
     for key, runs in done.items():
         data, model = key
         name = PLAIN.get(model, "")
@@ -98,9 +91,10 @@ def summary(lines: Sequence[Line], out: Path) -> str:
             f"**{model}**" if chosen else model,
             " ".join(map(str, runs)),
             *averages(flows[key], {"validation": ".3f", "test_log_likelihood": ".3f"}),
-            *(cell for name in STATISTICS for cell in compared(runs, plain, name)),
+            *(cell for name in STATISTICS for cell in compared(runs, plain, name, known)),
             *averages(flows[key], {"steps": ".0f", "seconds": ".1f"}),
         ])  # fmt: skip
+    known.write()
     return markdown(columns, rows)
 
 
@@ -112,18 +106,29 @@ def averages(lines: Sequence[Line], forms: dict[str, str]) -> list[str]:
     return [shown(None if None in found[key] else mean(found[key]), form) for key, form in forms.items()]
 
 
-def compared(runs: dict[int, Scored], plain: dict[int, Scored], name: str) -> list[str]:
+def compared(runs: dict[int, Line], plain: dict[int, Line], name: str, known: Rows) -> list[str]:
     """A statistic of runs by their seeds, its gain over plain ones of the same seeds, and the gain of each."""
-    own = [run.judged[name] for run in runs.values()]
-    gains = [run.judged[name] - plain[seed].judged[name] for seed, run in runs.items() if seed in plain]
-    return [written(own), written(gains, "+"), " ".join(f"{float(gain.value):+.2f}" for gain in gains)]
+    own = filter(None, (measured([line], name, known) for line in runs.values()))
+    pairs = ([line, plain[seed]] for seed, line in runs.items() if seed in plain)
+    gains = list(filter(None, (measured(pair, name, known) for pair in pairs)))
+    return [shortly(list(own)), shortly(gains, "+"), " ".join(f"{gain.mean:+.2f}" for gain in gains)]
 
 
-def written(judged: Sequence[Judged], sign: str = "") -> str:
-    """An estimate in a table, nothing where there are no runs."""
-    if not judged:
+def measured(runs: Sequence[Line], name: str, known: Rows) -> Estimate | None:
+    """A statistic of a run, or its difference from that of another on the same rows."""
+
+    def measure(rows: Sequence[Tensor]) -> Estimate:
+        one, *others = (statistics(values, run["test_rows"])[name] for run, values in zip(runs, rows, strict=True))
+        return estimated(one - others[0] if others else one)
+
+    return known.measured(runs, name, measure)
+
+
+def shortly(runs: Sequence[Estimate], sign: str = "") -> str:
+    """The mean over seeds in a table, nothing where there are none."""
+    if not runs:
         return ""
-    level, error = estimated(judged)
+    level, error = over_seeds(runs)
     return f"{level:{sign}.2f} ± {error:.2f}"
 
 
@@ -144,5 +149,5 @@ def report(lines: Sequence[Line], out: Path) -> str:
     tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
     for name, text in tables.items():
         write_text(out / name, f"{text}\n")
-    written = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(written)}"])
+    files = ["results.jsonl", "rows.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
+    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])

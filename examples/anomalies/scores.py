@@ -1,6 +1,6 @@
 """How well scores tell anomalies from normal rows, with errors; and scores without a flow."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,21 +60,14 @@ def judge(statistic: Statistic, normal: Tensor, anomalous: Tensor) -> Judged:
     return Judged(100 * statistic(normal, anomalous, *ones), 100 * statistic(normal, anomalous, *counts))
 
 
-def estimated(judged: Sequence[Judged]) -> Estimate:
-    r"""The mean over seeds, and two standard errors of rows and seeds together.
-
-    That is :math:`2\sqrt{s_r^2 + s_s^2 / S}`, with the standard deviations :math:`s_r` of means over seeds when rows
-    are drawn anew, and :math:`s_s` of the S seeds' values.
+def estimated(judged: Judged) -> Estimate:
+    """The statistic, and two standard deviations of it when rows are drawn anew.
 
     Example:
-        >>> print(estimated([judge(auroc, torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0]))]))
+        >>> print(estimated(judge(auroc, torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0]))))
         +83.33 ± 43.15
     """
-    variance = torch.stack([one.draws for one in judged]).mean(0).var()
-    values = torch.stack([one.value for one in judged])
-    if len(judged) > 1:
-        variance = variance + values.var() / len(judged)
-    return Estimate(float(values.mean()), 2 * float(variance.sqrt()))
+    return Estimate(float(judged.value), 2 * float(judged.draws.std()))
 
 
 def mahalanobis(train: Tensor, rows: Tensor, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,28 @@ class Rows:
             name: Of that.
         """
         runs = [line] if less is None else [line, less]
+
+        def difference(rows: Sequence[Tensor]) -> Estimate:
+            found = [quantity(run, values) for run, values in zip(runs, rows, strict=True)]
+            return of_rows(found[0] if less is None else found[0] - found[1])
+
+        return self.measured(runs, name, difference)
+
+    def measured(
+        self, runs: Sequence[Line], name: str, measure: Callable[[Sequence[Tensor]], Estimate]
+    ) -> Estimate | None:
+        """The same of any measure of what a run says of rows, or of what two do."""
         if any("failed" in run for run in runs):
             return None
-        kept: Line = {"quantity": name, "of": label(line["config"]), "less": label(less["config"]) if less else ""}
-        key = key_of(kept)
+        of, less = [label(run["config"]) for run in runs] + [""] * (2 - len(runs))
+        key = name, of, less
         rows = [log_likelihoods(run["config"], self.out) for run in runs]
-        found = [quantity(run, values) for run, values in zip(runs, rows, strict=True) if values is not None]
+        found = [values for values in rows if values is not None]
         if len(found) == len(runs):
-            mean, error = of_rows(found[0] if less is None else found[0] - found[1])
-            self.known[key] = {**kept, "mean": finite(mean), "two_standard_errors": finite(error)}
+            mean, error = measure(found)
+            self.known[key] = {
+                "quantity": name, "of": of, "less": less, "mean": finite(mean), "two_standard_errors": finite(error)
+            }  # fmt: skip
         if key not in self.known:
             return None
         self.used[key] = self.known[key]

@@ -130,5 +130,5 @@ def report(lines: Sequence[Line], out: Path) -> str:
     tables = {"table.md": table(lines), "summary.md": summary(lines)}
     for name, text in tables.items():
         write_text(out / name, f"{text}\n")
-    written = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(written)}"])
+    files = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
+    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])
