@@ -167,11 +167,14 @@ class Chain(ClosedForm):
 def _product(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
     """The matrices ``(B, out, in)`` of weights with at least one row of slopes ``(B, H)`` between them."""
     first, *others = weights
-    # (B, in, H): entry (b, i) is the derivative of row b's hidden units with respect to its input i. The first step is
-    # linear in the slopes, W_2 D_1 W_1 = sum_h d_h (W_2)_h (W_1)_h^T, so that they meet the matrices of the sum, which
-    # all rows share, in one product. With the hidden units last, so is each further step.
-    matrices = first.unsqueeze(2) * others[0].T.unsqueeze(1)
-    tangent = (slopes[0] @ matrices.flatten(1)).reshape(slopes[0].shape[0], *matrices.shape[1:])
+    # (B, in, H): entry (b, i) is the derivative of row b's hidden units with respect to its input i, so that each step
+    # is a product with what all rows share. The first step is linear in the slopes, W_2 D_1 W_1 = sum_h d_h (W_2)_h
+    # (W_1)_h^T, and can be one product with the matrices of that sum, unless these are more numbers than D_1 W_1.
+    if len(slopes[0]) < len(others[0]):
+        tangent = functional.linear(slopes[0].unsqueeze(1) * first.T, others[0])
+    else:
+        matrices = first.unsqueeze(2) * others[0].T.unsqueeze(1)
+        tangent = (slopes[0] @ matrices.flatten(1)).reshape(slopes[0].shape[0], *matrices.shape[1:])
     for slope, weight in zip(slopes[1:], others[1:], strict=True):
         tangent = functional.linear(slope.unsqueeze(1) * tangent, weight)
     return tangent.transpose(1, 2)

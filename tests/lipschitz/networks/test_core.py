@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowplug as fp
 
@@ -61,6 +62,31 @@ def test_no_matrix_is_as_large_as_the_events(monkeypatch):
     monkeypatch.setattr(torch.linalg, "slogdet", lambda m: sizes.append(m.shape) or logabsdet(m))
     fp.ResidualTransform(fp.LipschitzMLP(300, (8, 64))).train()(torch.randn(5, 300))
     assert sizes == [(5, 8, 8)]
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.size = max(self.size, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("rows", [1, 3, 39, 40, 200])
+def test_no_tensor_is_larger_than_jacobians_or_weights_of_rows(rows):
+    g = fp.LipschitzMLP(40, (60,))
+    x = torch.randn(rows, 40)
+    with Largest() as largest:
+        _, jacobian = fp.Branch.of(g, None).jacobian(x)
+    assert largest.size <= rows * 40 * 60
+    wanted = torch.func.vmap(torch.func.jacrev(lambda row: g(row[None])[0]))(x)
+    torch.testing.assert_close(jacobian, wanted)
 
 
 @pytest.mark.usefixtures("users_defaults")
