@@ -1,19 +1,12 @@
 """examples/uci/report.py: the tables, and the picture of the gains."""
 
-from pathlib import Path
-
-import pytest
 import torch
 
-import common
 from common import gains
 from common.gains import Gain
 from common.paired import Estimate
 from common.report import markdown
 from uci.report import GAIN, draw, summary, table
-
-RESULTS = Path(common.__file__).parents[1] / "results"
-FOLDERS = sorted(path.parent.name for path in RESULTS.glob("*/summary.md") if path.read_text().startswith("| data |"))
 
 
 def line(data, *, published):
@@ -123,8 +116,3 @@ class TestDraw:
             ["power", f"zuko-nsf+{name}", f"{value} ± nan"] for name, value in (("dense", "-inf"), ("residual", "+nan"))
         ]
         assert draw(written(tmp_path, *rows))
-
-    @pytest.mark.parametrize("folder", FOLDERS)
-    def test_results_have_a_picture_where_they_have_gains(self, folder, tmp_path):
-        (tmp_path / "summary.md").write_text((RESULTS / folder / "summary.md").read_text())
-        assert draw(tmp_path) == (RESULTS / folder / "gains.png").exists()
