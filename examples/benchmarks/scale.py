@@ -6,6 +6,7 @@ CPU times, in turns; what takes more than a second is timed once. Memory is the 
 flow on, beyond the bare process. Exponents are fitted by least squares on logarithms over the upper half of the sizes.
 
     python examples/benchmarks/scale.py
+    python examples/benchmarks/scale.py --along features --phases evaluation
     python examples/benchmarks/scale.py --features 2 8 --rows 200 400 --blocks 1 2 --batch 100 --rounds 2
     cd examples && python -m benchmarks.scale_picture
 """
@@ -19,9 +20,11 @@ from tqdm import tqdm
 
 from benchmarks.costs.scaling import FLOWS, PHASES, WIDE, Case, parts_of, timed
 from benchmarks.measurements import Figure, Measurement, Recorded, exponent, median, run
+from common.command import among
 from common.memory import peak_alone
 
 AXES = {"features": "D", "rows": "rows", "blocks": "blocks"}
+PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class Settings(Recorded):
     batch: int = 256  # rows along the other axes
     chunk: int = 1000  # rows a batch along the axis of rows
     rounds: int = 9
+    along: tuple[str, ...] = (PARTS, *AXES)  # what grows; parts are against features
+    phases: tuple[str, ...] = PHASES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among(self, "along", (PARTS, *AXES))
+        among(self, "phases", PHASES)
 
 
 def cases(settings: Settings, axis: str, phase: str) -> Iterator[tuple[int, dict[str, Case]]]:
@@ -110,11 +120,9 @@ def doubled(values: Mapping[int, float]) -> Figure:
 
 def measure(settings: Settings) -> Iterator[Measurement]:
     """All phases along all axes, and the parts."""
-    for phase in PHASES:
-        yield from parts(settings, phase)
-    for axis in AXES:
-        for phase in PHASES:
-            yield from growth(settings, axis, phase)
+    for axis in settings.along:
+        for phase in settings.phases:
+            yield from parts(settings, phase) if axis == PARTS else growth(settings, axis, phase)
 
 
 if __name__ == "__main__":
