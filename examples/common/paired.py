@@ -22,6 +22,7 @@ def of_rows(values: Tensor) -> Estimate:
     """The mean of ``(rows,)``, and the error of rows.
 
     Example:
+        >>> import torch
         >>> print(of_rows(torch.tensor([1.0, 2.0, 3.0])))
         +2.00 ± 1.15
     """

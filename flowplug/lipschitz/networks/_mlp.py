@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowplug._arguments import as_shape, require_shape, require_sizes
+from flowplug._reading import exporting
 from flowplug.lipschitz.activations import SineHuber
 from flowplug.lipschitz.layers import dense_layer
 from flowplug.lipschitz.networks._chain import ChainBranch, knows_slope
@@ -169,8 +170,9 @@ def _product(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
     first, *others = weights
     # (B, in, H): entry (b, i) is the derivative of row b's hidden units with respect to its input i, so that each step
     # is a product with what all rows share. The first step is linear in the slopes, W_2 D_1 W_1 = sum_h d_h (W_2)_h
-    # (W_1)_h^T, and can be one product with the matrices of that sum, unless these are more numbers than D_1 W_1.
-    if len(slopes[0]) < len(others[0]):
+    # (W_1)_h^T, and can be one product with the matrices of that sum, unless these are more numbers than D_1 W_1. A
+    # program that is exported takes any number of rows.
+    if not exporting() and slopes[0].shape[0] < others[0].shape[0]:
         tangent = functional.linear(slopes[0].unsqueeze(1) * first.T, others[0])
     else:
         matrices = first.unsqueeze(2) * others[0].T.unsqueeze(1)
