@@ -7,10 +7,9 @@ as in results of before, the summary stays as it is, for the rows that its gains
     python examples/reports.py --folders examples/results/equal_time
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import anomalies.report
 import posteriors.report
@@ -21,25 +20,16 @@ from common.command import OptionError, parse
 from common.provenance import ROOT
 from common.report import read_lines, write_text
 from common.rows import NAME
-from common.runs import Line
+from common.study import Study
 
 RESULTS = ROOT / "examples" / "results"
 
 
-class Study(NamedTuple):
-    """What a study writes, from its lines and into their folder."""
-
-    table: Callable[[Sequence[Line]], str]
-    draw: Callable[[Path], bool]
-    report: Callable[[Sequence[Line], Path], str]
-    rows: bool = True  # whether the summary needs rows.jsonl
-
-
 STUDIES = {  # by what its lines have, and no other's
-    "published": Study(uci.report.table, uci.report.draw, uci.report.report),
-    "auroc": Study(anomalies.report.table, anomalies.report.draw, anomalies.report.report),
-    "reverse_kl": Study(variational.report.table, variational.report.draw, variational.report.report, rows=False),
-    "test_log_q": Study(posteriors.report.table, posteriors.report.draw, posteriors.report.report),
+    "auroc": anomalies.report.STUDY,
+    "published": uci.report.STUDY,
+    "reverse_kl": variational.report.STUDY,
+    "test_log_q": posteriors.report.STUDY,
 }
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from anomalies.data import SHIPPED, Labelled, load
-from anomalies.report import judged, report
+from anomalies.report import STUDY, judged
 from anomalies.scores import BASELINES
 from common.command import OptionError, among, parse
 from common.densities import size
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load=load,
         kind=NormalTraining,
         measured=measured,
-        report=report,
+        report=STUDY.report,
         untrained=lambda config, data: untrained(config, data, options.out),
         scripts=("examples/anomalies",),
     ).execute()

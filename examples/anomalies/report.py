@@ -9,9 +9,10 @@ from torch import Tensor
 from anomalies.scores import Judged, Statistic, auroc, average_precision, estimated, judge
 from common.gains import draw_summary
 from common.paired import Estimate, over_seeds
-from common.report import finite, markdown, shown, write_lines, write_text
+from common.report import finite, markdown, shown
 from common.rows import Rows
 from common.runs import Line
+from common.study import Study, by_model, is_chosen
 from uci.models import PLAIN
 
 STATISTICS: dict[str, Statistic] = {"AUROC": auroc, "average precision": average_precision}
@@ -73,18 +74,14 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         *(column for name in STATISTICS for column in (f"{name} (%) ± 2 s.e.", GAIN.format(name), "of each seed")),
         "steps", "seconds",
     ]  # fmt: skip
-    done: dict[tuple[str, str], dict[int, Line]] = {pair(line): {} for line in lines}
-    for line in lines:
-        if "failed" not in line:
-            done[pair(line)][line["config"]["seed"]] = line
+    done = by_model(lines)
     flows = {key: [line for line in runs.values() if "validation" in line] for key, runs in done.items()}
     validation = {key: mean(line["validation"] for line in own) for key, own in flows.items() if own}
     known, rows = Rows(out), list[list[object]]()
     for key, runs in done.items():
         data, model = key
         name = PLAIN.get(model, "")
-        rivals = [other for other in validation if other[0] == data and PLAIN.get(other[1]) == name]
-        chosen = bool(name) and key == max(rivals, key=validation.__getitem__, default=None)
+        chosen = is_chosen(key, validation, PLAIN)
         plain = done.get((data, name), {})
         rows.append([
             data,
@@ -132,22 +129,10 @@ def shortly(runs: Sequence[Estimate], sign: str = "") -> str:
     return f"{level:{sign}.2f} ± {error:.2f}"
 
 
-def pair(line: Line) -> tuple[str, str]:
-    """Data and model of a run."""
-    return line["config"]["data"], line["config"]["model"]
-
-
 def draw(out: Path) -> bool:
     """Draws the gains of a folder's summary, if it has any."""
     title = "figures in bold: the best mixture with a flow on validation rows, by likelihood"
     return draw_summary(out, PLAIN, title, column=GAIN.format("AUROC"), label=LABEL)
 
 
-def report(lines: Sequence[Line], out: Path) -> str:
-    """Writes the results so far; returns both tables, and what is written."""
-    write_lines(out / "results.jsonl", lines)
-    tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
-    for name, text in tables.items():
-        write_text(out / name, f"{text}\n")
-    files = ["results.jsonl", "rows.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])
+STUDY = Study(table, summary, draw)

@@ -33,7 +33,7 @@ from common.grid import Grid
 from common.options import RunOptions
 from common.runs import Config, Line
 from posteriors.models import DEFAULTS, MODELS
-from posteriors.report import judged, report
+from posteriors.report import STUDY, judged
 from posteriors.tasks import TASKS, Problem, load
 from posteriors.training import Training
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load=options.load,
         kind=Training,
         measured=measured,
-        report=report,
+        report=STUDY.report,
         facts=lambda _: {"sbi": version("sbi")},
         scripts=("examples/posteriors",),
     ).execute()

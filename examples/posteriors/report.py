@@ -15,9 +15,10 @@ import flowplug as fp
 from common.densities import size
 from common.gains import GAIN, draw_summary
 from common.paired import estimate, written
-from common.report import finite, markdown, shown, write_lines, write_text
+from common.report import finite, markdown, shown
 from common.rows import Rows
 from common.runs import Line
+from common.study import Study, by_model, is_chosen
 from common.trial import FAILURES
 from posteriors.models import PLAIN, Posterior
 from posteriors.tasks import Problem, part_of_sbi
@@ -91,16 +92,12 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         "task", "model", "seeds", "validation", "test log q (nats) ± 2 s.e.", GAIN, "of each seed",
         "C2ST ± 2 s.e.", "less plain ± 2 s.e.", "steps", "seconds", "to plain's best, s",
     ]  # fmt: skip
-    done: dict[tuple[str, str], dict[int, Line]] = {key_of(line): {} for line in lines}
-    for line in lines:
-        if "failed" not in line:
-            done[key_of(line)][line["config"]["seed"]] = line
+    done = by_model(lines)
     validation = {key: mean(line["validation"] for line in runs.values()) for key, runs in done.items() if runs}
     measured, rows = Rows(out), list[list[object]]()
     for (data, model), runs in done.items():
         name = PLAIN.get(model, "")
-        rivals = [key for key in validation if key[0] == data and PLAIN.get(key[1]) == name]
-        chosen = bool(name) and (data, model) == max(rivals, key=validation.__getitem__, default=None)
+        chosen = is_chosen((data, model), validation, PLAIN)
         plain = {seed: line for seed, line in done.get((data, name), {}).items() if seed in runs}
         own = list(runs.values())
         gain = list(filter(None, (measured(runs[seed], line) for seed, line in plain.items())))
@@ -142,21 +139,9 @@ def reaching(caught: Sequence[float | None]) -> str:
     return f"{level} ({len(reached)} of {len(caught)})" if caught else ""
 
 
-def key_of(line: Line) -> tuple[str, str]:
-    """Task and model of a run."""
-    return line["config"]["data"], line["config"]["model"]
-
-
 def draw(out: Path) -> bool:
     """Draws the gains of a folder's summary, if it has any."""
     return draw_summary(out, PLAIN, "figures in bold: the best mixture with a flow on held-out simulations")
 
 
-def report(lines: Sequence[Line], out: Path) -> str:
-    """Writes the results so far; returns both tables, and what is written."""
-    write_lines(out / "results.jsonl", lines)
-    tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
-    for name, text in tables.items():
-        write_text(out / name, f"{text}\n")
-    files = ["results.jsonl", "rows.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])
+STUDY = Study(table, summary, draw)

@@ -40,7 +40,7 @@ from common.runs import Config, Line
 from common.trial import outcome
 from uci import models
 from uci.data import CHECKSUM, URL, Table, load
-from uci.report import COLUMNS, SAMPLES, report
+from uci.report import COLUMNS, SAMPLES, STUDY
 from uci.training import Training
 from uci.tuning import tried, tuned
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load=options.load,
         kind=Training,
         measured=measured,
-        report=report,
+        report=STUDY.report,
         facts=lambda data: {"published": data.published},
     ).execute()
 

@@ -1,20 +1,19 @@
 """What the benchmark writes: the results, a table of them, what flowplug's transforms gain, and a picture of that."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 from common.gains import GAIN, draw_summary
 from common.paired import Estimate, written
-from common.report import markdown, shown, write_lines, write_text
+from common.report import markdown, shown
 from common.rows import Rows
 from common.runs import Line, title_of
+from common.study import Study, by_model, is_chosen
 from uci.models import MARGINAL, PLAIN
 from uci.tuning import SETTINGS
 
 Runs = dict[int, Line]  # by seed
-
 SAMPLES = 200  # whose time is measured
 
 # Gresele et al. (2020), Table 1, as printed: test log-likelihoods in nats, "mean and two standard deviations".
@@ -69,13 +68,12 @@ def summary(lines: Sequence[Line], out: Path) -> str:
         "data", "model", "seeds", "validation", "test log-likelihood (nats) ± 2 s.e.", "steps", GAIN,
         "of each seed", "of marginals",
     ]  # fmt: skip
-    measured, done = Rows(out), runs_of(lines)
+    measured, done = Rows(out), by_model(lines)
     validation = {key: mean(line["validation"] for line in runs.values()) for key, runs in done.items() if runs}
     rows = list[list[object]]()
     for (data, model), runs in done.items():
         name, without = PLAIN.get(model, ""), model.removesuffix(MARGINAL)
-        rivals = [key for key in validation if key[0] == data and PLAIN.get(key[1]) == name]
-        chosen = bool(name) and (data, model) == max(rivals, key=validation.__getitem__, default=None)
+        chosen = is_chosen((data, model), validation, PLAIN)
         levels = filter(None, (measured(line) for line in runs.values()))
         gain = gains(runs, done.get((data, name), {}), measured)
         of_marginals = gains(runs, done.get((data, without), {}), measured) if without != model else []
@@ -95,24 +93,10 @@ def summary(lines: Sequence[Line], out: Path) -> str:
     return markdown(columns, rows)
 
 
-def runs_of(lines: Sequence[Line]) -> dict[tuple[str, str], Runs]:
-    """The runs of each model on each table that ended well, by seed."""
-    done: dict[tuple[str, str], Runs] = {key_of(line): {} for line in lines}
-    for line in lines:
-        if "failed" not in line:
-            done[key_of(line)][line["config"]["seed"]] = line
-    return done
-
-
 def gains(runs: Runs, plain: Runs, measured: Rows) -> list[Estimate]:
     """Differences of test log-likelihoods on the same rows, of each seed that both have."""
     found = (measured(line, plain[seed]) for seed, line in runs.items() if seed in plain)
     return [value for value in found if value is not None]
-
-
-def key_of(line: Line) -> tuple[str, str]:
-    """Data and model of a run."""
-    return line["config"]["data"], line["config"]["model"]
 
 
 def draw(out: Path) -> bool:
@@ -120,16 +104,4 @@ def draw(out: Path) -> bool:
     return draw_summary(out, PLAIN, "figures in bold: the best mixture with a flow on validation rows")
 
 
-def report(lines: Sequence[Line], out: Path) -> str:
-    """Writes the results so far; returns both tables, and what is written."""
-    write_lines(out / "results.jsonl", lines)
-    tables = {"table.md": table(lines), "summary.md": summary(lines, out)}
-    for name, text in tables.items():
-        write_text(out / name, f"{text}\n")
-    files = ["results.jsonl", "rows.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])
-
-
-if __name__ == "__main__":
-    for folder in sys.argv[1:]:
-        draw(Path(folder))
+STUDY = Study(table, summary, draw)

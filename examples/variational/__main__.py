@@ -35,7 +35,7 @@ from common.options import RunOptions
 from common.runs import Config, Line
 from variational.measures import CHAINS, SEED, measured
 from variational.models import MODELS
-from variational.report import report
+from variational.report import STUDY
 from variational.targets import TARGETS, Target
 from variational.training import Training
 
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load=load,
         kind=Training,
         measured=judged,
-        report=report,
+        report=STUDY.report,
         scripts=("examples/variational",),
     ).execute()
 

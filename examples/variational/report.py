@@ -8,8 +8,9 @@ from statistics import mean
 
 from common.gains import draw_summary
 from common.paired import Estimate
-from common.report import markdown, shown, write_lines, write_text
+from common.report import markdown, shown
 from common.runs import Line
+from common.study import Study, by_model
 from variational.models import PLAIN
 
 GAIN = "log2 of that ± 2 s.e."  # the column of a summary that the picture shows
@@ -46,7 +47,7 @@ def cells(line: Line) -> list[str]:
     return [f"{level} ± {spread}", *(shown(line[key], form) for key, form in FORMS.values())]
 
 
-def summary(lines: Sequence[Line]) -> str:
+def summary(lines: Sequence[Line], _: Path) -> str:
     """Means over seeds as a Markdown table, and what flowplug's transforms gain: ratios of the same seeds.
 
     The error of log Z is that of each seed, and its mean with the error that the draws leave: it is far above that
@@ -57,10 +58,7 @@ def summary(lines: Sequence[Line]) -> str:
         "chain ESS/s, times plain's", "chain ESS a draw, times plain's",
         "error of log Z ± 2 s.e.", "of each seed", *MEANS, "steps",
     ]  # fmt: skip
-    done: dict[tuple[str, str], dict[int, Line]] = {key_of(line): {} for line in lines}
-    for line in lines:
-        if "failed" not in line:
-            done[key_of(line)][line["config"]["seed"]] = line
+    done = by_model(lines)
     rows = list[list[object]]()
     for (data, model), runs in done.items():
         plain, own = done.get((data, PLAIN.get(model, "")), {}), list(runs.values())
@@ -114,21 +112,9 @@ def averaged(lines: Sequence[Line], key: str, form: str) -> str:
     return shown(None if not values or None in values else mean(values), form)
 
 
-def key_of(line: Line) -> tuple[str, str]:
-    """Target and model of a run."""
-    return line["config"]["data"], line["config"]["model"]
-
-
 def draw(out: Path) -> bool:
     """Draws the gains of a folder's summary, if it has any."""
     return draw_summary(out, PLAIN, "", column=GAIN, label=LABEL)
 
 
-def report(lines: Sequence[Line], out: Path) -> str:
-    """Writes the results so far; returns both tables, and what is written."""
-    write_lines(out / "results.jsonl", lines)
-    tables = {"table.md": table(lines), "summary.md": summary(lines)}
-    for name, text in tables.items():
-        write_text(out / name, f"{text}\n")
-    files = ["results.jsonl", *tables, *(["gains.png"] if draw(out) else [])]
-    return "\n\n".join([*tables.values(), f"written to {out}: {', '.join(files)}"])
+STUDY = Study(table, summary, draw, rows=False)

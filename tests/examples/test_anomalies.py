@@ -257,7 +257,7 @@ class TestSummary:
         failed = {"config": {"data": "t", "model": "zuko-nsf", "seed": 0}, "failed": "why"}
         overflown = saved_line(tmp_path, "zuko-nsf+dense", 0, [2.0, -math.inf, 1.0, -math.inf], -1.0)
         lines = [failed, overflown, saved_line(tmp_path, "mahalanobis", 0, [2.0, 1.0, 0.0, -1.0])]
-        text = report.report(lines, tmp_path)
+        text = report.STUDY.report(lines, tmp_path)
         assert len({row.count("|") for row in report.table(lines).splitlines()}) == 1
         assert "| why |" in text
         assert "| 62.50 ± " in text  # a tie counts a half

@@ -225,7 +225,7 @@ class TestSummary:
             self.lines(tmp_path)[1] | {"c2st": [None, 0.5], "test_log_q": 1.0, "two_standard_errors": None,
                                       "parameters": 5, "steps_per_second": 1.0, "sampling_ms": None},
         ]  # fmt: skip
-        text = report.report(lines, tmp_path)
+        text = report.STUDY.report(lines, tmp_path)
         assert len({row.count("|") for row in report.table(lines).splitlines()}) == 1
         assert "| why |" in text
         assert "| 1.000 ± - | - |" in text

@@ -91,7 +91,7 @@ def test_what_is_not_finite_is_null_in_the_results(training, tmp_path):
     run.averaged._log_prob, run.averaged._round_trip = overflow_at_first, diverge
     run.run()
     line = {"config": run.config, "published": False, **measured(run)}
-    report.report([line], tmp_path)
+    report.STUDY.report([line], tmp_path)
     assert read_lines(tmp_path / "results.jsonl") == [line]
     assert [point[2] is None for point in line["curve"]] == [True] + 19 * [False]
     assert line["round_trip_error"] is line["sampling_ms"] is None

@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,18 +221,18 @@ class TestSummary:
         ]
 
     def test_gains_are_ratios_of_the_same_seeds(self):
-        _, _, plain, mixed = report.summary(self.lines()).splitlines()
+        _, _, plain, mixed = report.summary(self.lines(), Path()).splitlines()
         assert "| realnvp | 0 1 | 100 |  |  |  |  | +0.0100 ± 0.0283 | +0.010 +0.010 |" in plain
         assert "| 500 | 4 (1 to 16) | +2.00 ± 2.00 | 1 (1 to 1) | 1 (1" in mixed
         assert "| -0.2450 ± 0.0283 | -0.500 +0.010 |" in mixed
 
     def test_one_seed_has_no_error(self):
-        assert "| 2 | +1.00 ± nan |" in report.summary(self.lines()[:2])
+        assert "| 2 | +1.00 ± nan |" in report.summary(self.lines()[:2], Path())
 
     def test_a_picture_shows_the_gains(self, tmp_path, monkeypatch):
         drawn = []
         monkeypatch.setattr(gains, "draw", lambda panels, path, title, label: drawn.append((panels, path.name, label)))
-        (tmp_path / "summary.md").write_text(report.summary(self.lines()))
+        (tmp_path / "summary.md").write_text(report.summary(self.lines(), Path()))
         assert report.draw(tmp_path)
         ((panels, name, label),) = drawn
         ((plain, flow, estimate, chosen),) = panels["t"]
@@ -243,7 +244,7 @@ class TestSummary:
             {"config": {"data": "t", "model": "realnvp", "seed": 0}, "failed": "why"},
             line_of("realnvp+residual", 0, forward_kl=None, ess_per_second=None, log_z_error=None),
         ]
-        text = report.report(lines, tmp_path)
+        text = report.STUDY.report(lines, tmp_path)
         assert len({row.count("|") for row in report.table(lines).splitlines()}) == 1
         assert "| why |" in text
         assert "| - ± 0.0200 |" in text
