@@ -121,6 +121,11 @@ def dense(features: int, _: int) -> fp.Transform:
     return fp.ComposedTransform(fp.Whitening(features), linear)
 
 
+def marginal(features: int, _: int) -> fp.Transform:
+    """Splines of the parameters, one by one: what a prior with edges asks for."""
+    return fp.MarginalGaussianization(features)
+
+
 HOSTS = {  # how flowplug's come in front, and sbi's name of the flow
     "zuko-nsf": (zuko_front, "zuko_nsf"),
     "zuko-maf": (zuko_front, "zuko_maf"),
@@ -128,7 +133,8 @@ HOSTS = {  # how flowplug's come in front, and sbi's name of the flow
     "nflows-maf": (nflows_front, "maf"),
 }
 MIXTURES: dict[str, tuple[int, Part]] = {  # layers of sbi's that are left, and what is in front of them
-    "+dense": (LAYERS - 1, dense),
+    "+dense": (LAYERS, dense),
+    "+marginal": (LAYERS, marginal),
     "+residual": (LAYERS - 3, partial(residual, 2, WIDTH)),
     "+residual+dense": (LAYERS - 3, partial(residual_dense, 2, WIDTH)),
 }
@@ -145,7 +151,8 @@ PLAIN = {host + mixture: host for host in HOSTS for mixture in MIXTURES} | {  # 
     "zuko-residual": "zuko-nsf",
     "nflows-residual": "nflows-nsf",
 }
-DEFAULTS = tuple(host + mixture for host in ("zuko-nsf", "nflows-nsf") for mixture in ("", "+residual+dense"))
+CHOSEN_FROM = ("", "+dense", "+marginal", "+residual+dense")
+DEFAULTS = tuple(host + mixture for host in ("zuko-nsf", "nflows-nsf") for mixture in CHOSEN_FROM)
 
 
 def builder(name: str, parameters: int) -> Builder:

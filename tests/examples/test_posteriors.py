@@ -25,6 +25,7 @@ WITH_FLOWPLUG = [
     "zuko-nsf+residual+dense",
     "nflows-maf+residual",
     "nflows-nsf+dense",
+    "zuko-nsf+marginal",
     "zuko-residual",
     "nflows-residual",
 ]
@@ -115,7 +116,7 @@ def test_an_estimator_is_one_that_npe_trains_and_samples(model, tmp_path, monkey
 def test_an_estimator_has_started_before_npe_tries_it_on_two_rows(model):
     theta, x = TASKS["two-moons"]().pairs(200, 0)
     parts = builder(model, 6000)(theta, x).modules()
-    starting = [part for part in parts if isinstance(part, fp.Whitening | fp.ActNorm)]
+    starting = [part for part in parts if isinstance(part, fp.Whitening | fp.ActNorm | fp.MarginalGaussianization)]
     assert starting
     assert all(part.initialized for part in starting)
 
