@@ -155,8 +155,8 @@ class Chain(ClosedForm):
         """
         first, *others = self._weights
         widths = [len(weight) for weight in self._weights]
-        cut = widths.index(min(widths)) + 1
-        if widths[cut - 1] == widths[-1]:
+        cut = widths.index(min(widths)) + 1  # of equal ones a hidden layer, where each row has a product less
+        if cut == len(widths):
             return self.jacobian()
         *behind, last = others
         weights = [*behind[cut - 1 :], first @ last, *behind[: cut - 1]]

@@ -9,7 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowplug as fp
 
-NETWORKS = [(6, (3,)), (6, (4, 3)), (6, (3, 4)), (6, (5, 3, 4)), (6, (2, 5, 4)), (3, (4,)), (4, (4, 3, 5)), (5, ())]
+NETWORKS = [
+    *[(6, (3,)), (6, (4, 3)), (6, (3, 4)), (6, (5, 3, 4)), (6, (2, 5, 4))],
+    *[(3, (4,)), (4, (4, 3, 5)), (4, (4,)), (4, (6, 4)), (5, ())],
+]
 
 
 def oracle(g, x, context=None):
@@ -39,6 +42,12 @@ def test_log_dets_and_their_derivatives_are_those_of_the_jacobian(features, hidd
             torch.autograd.grad(sum(p.square().sum() for p in part), sources, **options) for part in (first, others)
         )
         torch.testing.assert_close(second, others, atol=1e5 * eps, rtol=1e5 * eps)
+
+
+def test_of_equal_widths_a_hidden_layer_is_taken_as_no_row_needs_a_product_of_its_own():
+    core = fp.Branch.of(fp.LipschitzMLP(5, (5,)), None).core(torch.randn(2, 5))[1]
+    ratio = core[0] / core[1]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand(5, 5))
 
 
 def test_other_branches_have_their_jacobian():
