@@ -55,7 +55,9 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The accelerator's own name, or the processor's kind."""
+    """The accelerator's own name, or the processor's kind and its widest vectors that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine() if device.type == "cpu" else str(device)
+    if device.type == "cpu":
+        return f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return str(device)
