@@ -27,7 +27,7 @@ class Gain(NamedTuple):
 
 
 def draw_summary(folder: Path, plain: Mapping[str, str], title: str, *, column: str = GAIN, label: str = LABEL) -> bool:
-    """Draws the gains of a folder's ``summary.md``, if any: what they are differences of is not kept with results.
+    """Draws the gains of a folder's ``summary.md``, if there are any: what they are of is not kept with results.
 
     Args:
         folder: Where the summary is, and ``gains.png`` comes to be.
@@ -37,7 +37,8 @@ def draw_summary(folder: Path, plain: Mapping[str, str], title: str, *, column: 
         label: What the picture says that it is.
     """
     panels: dict[str, list[Gain]] = {}
-    for row in cells_of((folder / "summary.md").read_text()):
+    summary = folder / "summary.md"
+    for row in cells_of(summary.read_text()) if summary.exists() else ():
         if row[column]:
             model = row["model"].strip("*")
             over = plain[model.partition(", ")[0]]
