@@ -61,8 +61,10 @@ class Run(training.Training, abc.ABC):
         seed(config["seed"])
         self.density = self.made()
         self.averaged = copy.deepcopy(self.density)
-        called = cast("nn.Module", training.compiled(self.density)) if "compile" in config else self.density
-        self.parallel: nn.Module = Defined(called)
+        called: Callable[..., Tensor] = self.density
+        if "compile" in config:
+            called = training.compiled(self.density, replay="replay" in config)
+        self.parallel: nn.Module = Defined(cast("nn.Module", called))
         if processes.world > 1:
             self.parallel = DistributedDataParallel(self.parallel)
         if processes.rank > 0:  # probes of its own

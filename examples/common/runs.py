@@ -18,8 +18,9 @@ def name_of(config: Mapping[str, Any]) -> str:
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """The model, and whether its training step was compiled."""
-    return f"{config['model']}, compiled" if "compile" in config else str(config["model"])
+    """The model, and whether its training step was compiled, or replayed as CUDA graphs."""
+    ways = [way for key, way in (("replay", "replayed"), ("compile", "compiled")) if key in config]
+    return ", ".join([str(config["model"]), *ways[:1]])
 
 
 def run_path(config: Mapping[str, Any], folder: Path, kind: str) -> Path:

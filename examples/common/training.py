@@ -243,13 +243,16 @@ def nll(log_prob: Callable[[Tensor], Tensor], *, compile: bool = False) -> Calla
     return lambda x: -called(x).mean()
 
 
-def compiled(log_prob: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def compiled(log_prob: Callable[[Tensor], Tensor], *, replay: bool = False) -> Callable[[Tensor], Tensor]:
     """The log-likelihood under `torch.compile`, which forgets the flows that the process trained before.
+
+    On a GPU, ``replay`` has it record CUDA graphs.
 
     Else these would count: torch.compile gives up on a function that it has compiled for eight of them.
     """
     torch.compiler.reset()
-    wrapped: Callable[[Tensor], Tensor] = torch.compile(log_prob)
+    mode = "reduce-overhead" if replay else None
+    wrapped: Callable[[Tensor], Tensor] = torch.compile(log_prob, mode=mode)
     return wrapped
 
 

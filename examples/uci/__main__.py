@@ -4,7 +4,7 @@ Trains every model on every table from every seed, at about equal parameters, fo
 warm-up, a cosine schedule and clipped gradients; Polyak averages of the parameters are validated, the best is tested.
 With --compile the training step of each, flowplug's or not, is under torch.compile: it starts from data before, and is
 compiled before the clock starts, for as many seconds as results.jsonl says. Evaluation and sampling are not, nor is
-normflows' own residual flow, which torch.compile refuses.
+normflows' own residual flow, which torch.compile refuses. On a GPU, --replay has it record CUDA graphs, too.
 
 Writes to the output folder results.jsonl (a line a run), table.md, summary.md (means over seeds, and what flowplug's
 transforms gain over the plain flow on the same rows), gains.png, a picture of those gains, rows.jsonl, the means
@@ -52,6 +52,7 @@ class Options(RunOptions):
     data: tuple[str, ...] = COLUMNS  # .npz files with train, val and test, breast-cancer, photographs, or published
     models: tuple[str, ...] = tuple(models.NAMES)  # flows to train
     compile: bool = False  # train under torch.compile, whatever the model
+    replay: bool = False  # --compile by CUDA graphs, mode="reduce-overhead"
     tuned: tuple[Path, ...] = ()  # folders of results of other settings: each model takes what was best there for it
     out: Path = Path("uci_out")  # folder written to
     archive: Path | None = None  # data.tar.gz as published, instead of a download
@@ -67,6 +68,8 @@ class Options(RunOptions):
             if not (folder / "results.jsonl").is_file():
                 raise OptionError(f"--tuned {folder} holds no results.jsonl: give folders that uci.py wrote")
         super().__post_init__()
+        if self.replay and torch.device(self.device).type != "cuda":
+            raise OptionError(f"--replay needs a GPU, --device cuda; got --device {self.device}: use --compile")
 
     def configs(self, source: str, processes: int) -> list[Config]:
         """The runs on one table."""
@@ -74,8 +77,8 @@ class Options(RunOptions):
         runs = [(model, seed) for model in self.models for seed in self.seeds]
         configs = [{"data": Path(source).stem, "model": model, "seed": seed, **shared} for model, seed in runs]
         for config in configs:
-            if self.compile and config["model"] not in models.EAGER:
-                config["compile"] = True
+            if (self.compile or self.replay) and config["model"] not in models.EAGER:
+                config |= {"compile": True, "replay": True} if self.replay else {"compile": True}
             if self.tuned:
                 config |= tuned(tried(self.tuned), config)
         return configs

@@ -256,6 +256,7 @@ def test_a_loss_that_is_no_number_stops_the_run_alone(table, tmp_path, monkeypat
         (["--decay", "1"], r"--decay must be in \[0, 1\); got 1.0"),
         (["--steps", "5", "--seconds", "5"], "--steps is not allowed with --seconds"),
         (["--device", "abacus"], "--device must be a device of torch, such as cpu or cuda; got abacus"),
+        (["--replay"], "--replay needs a GPU, --device cuda; got --device cpu"),
         (["--models", "none"], "--models must be of zuko-nsf, .*; got none"),
     ],
 )

@@ -175,6 +175,16 @@ def test_a_compiled_run_is_compiled_before_it_starts(training):
     assert "compile_seconds" not in measured(training(steps=1).run())
 
 
+def test_a_replayed_run_is_compiled_for_cuda_graphs(training, monkeypatch):
+    compilations = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compilations.append(options) or function)
+    runs = [training(), training(compile=True), training(compile=True, replay=True)]
+    assert compilations == [{"mode": None}, {"mode": "reduce-overhead"}]
+    lines = [{"config": run.config, "published": False, "failed": "why"} for run in runs]
+    titles = ["| zuko-maf |", "| zuko-maf, compiled |", "| zuko-maf, replayed |"]
+    assert all(title in row for title, row in zip(titles, report.table(lines).splitlines()[2:], strict=True))
+
+
 @pytest.mark.usefixtures("_traced")
 def test_a_layer_that_overflows_stops_a_compiled_run(training):
     run, calls = training(compile=True, steps=4), []
