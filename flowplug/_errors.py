@@ -54,7 +54,7 @@ class VmapError(FlowplugError, RuntimeError):
 
 
 class CaptureError(FlowplugError, RuntimeError):
-    """A CUDA graph or an exported program was to record what is drawn anew for every pass, which it cannot draw."""
+    """A CUDA graph or an exported program was to record what it cannot: what is drawn anew for every pass, or MAGMA."""
 
 
 class UnboundedBranchWarning(UserWarning):

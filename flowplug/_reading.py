@@ -106,7 +106,7 @@ class Later:
             if not flag:
                 self._flags.clear()
                 raise error
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
         flag.copy_(good, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(good.device))

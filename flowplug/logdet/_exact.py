@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowplug._errors import CaptureError
 from flowplug._noise import Noise
+from flowplug._operators import define
 from flowplug._precision import at_least_single
-from flowplug._reading import transformed
+from flowplug._reading import exporting, transformed
 from flowplug.branch import Branch
+
+# Where torch has MAGMA, it gives that larger batches of wider matrices; it waits for the GPU, so that no graph holds it.
+NARROW = FEW = 16
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,9 @@ class ExactLogDet:
 
     Example:
         >>> transform = ResidualTransform(LipschitzMLP(2), logdet=ExactLogDet())
+
+    Raises:
+        CaptureError: A `torch.cuda.graph` is captured, and torch has the decomposition made by MAGMA.
     """
 
     def __call__(self, branch: Branch, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -41,12 +49,40 @@ def _logabsdet(matrices: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         value: Tensor = _Traced.apply(matrices)[0]  # type: ignore[no-untyped-call]
         return value
+    if _left_to_magma(matrices) and len(matrices) > FEW and torch.cuda.is_current_stream_capturing():
+        _refuse_capture(matrices)
     if not transformed():
         found: Tensor = torch.linalg.slogdet(matrices).logabsdet
         return found
     # Forward-mode derivatives of torch's slogdet are wrong to second order, and wherever vmap meets them.
     factors: Tensor = torch.linalg.lu_factor_ex(matrices)[0]
     return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+
+def _left_to_magma(matrices: Tensor) -> bool:
+    """Whether torch may have a batch of these decomposed by MAGMA."""
+    return matrices.is_cuda and matrices.shape[-1] > NARROW and torch.cuda.has_magma
+
+
+def _refuse_capture(matrices: Tensor) -> None:
+    if torch.backends.cuda.preferred_linalg_library() != torch._C._LinalgBackend.Cusolver:
+        raise CaptureError(
+            f"the exact log-dets of {len(matrices)} rows by matrices of width {matrices.shape[-1]} > {NARROW} are "
+            'found by MAGMA, which no CUDA graph can hold: call torch.backends.cuda.preferred_linalg_library("cusolver") '
+            'before, or use torch.compile(mode="reduce-overhead"), which leaves this part out of the graph'
+        )
+
+
+def _factorize(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+    return factors.mT.contiguous().mT, pivots
+
+
+_factorize_apart = define(
+    "lu_factor",
+    "(Tensor matrices) -> (Tensor, Tensor)",
+    lambda matrices: (torch.empty_like(matrices).mT, matrices.new_empty(matrices.shape[:-1], dtype=torch.int32)),
+)(_factorize)
 
 
 class _Traced(torch.autograd.Function):
@@ -57,7 +93,8 @@ class _Traced(torch.autograd.Function):
 
     @staticmethod
     def forward(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+        apart = _left_to_magma(matrices) and not exporting()
+        factors, pivots = (_factorize_apart if apart else _factorize)(matrices)
         return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1), factors, pivots
 
     @staticmethod
