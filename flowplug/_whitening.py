@@ -87,7 +87,7 @@ class Whitening(FromData, Transform):
         rows, factors = y.reshape(-1, y.shape[-1]), self._kept_factors()
         if factors is None:
             matrix = at_least_single(self.weight.T)
-            rows = torch.linalg.solve(matrix, rows.to(matrix.dtype).T).T.to(y.dtype)
+            rows = torch.linalg.solve_ex(matrix, rows.to(matrix.dtype).T)[0].T.to(y.dtype)
         else:
             rows = factors.solve(rows)
         x = rows.reshape(y.shape) + self._steady(self.mean)
@@ -100,8 +100,11 @@ class Whitening(FromData, Transform):
         return value.to(x.dtype).expand(x.shape[:-1]).clone()
 
     def _kept_factors(self) -> Factors | None:
-        """Those of the transposed weight; ``None`` where values cannot be compared: while compiling, under vmap."""
-        if torch.compiler.is_compiling():
+        """Those of the transposed weight; ``None`` where no values are to be compared.
+
+        That is while compiling, under vmap, and in training on a GPU, which would be waited for.
+        """
+        if torch.compiler.is_compiling() or (self.training and self.weight.is_cuda):
             return None
         try:
             return self._factors(self.weight)

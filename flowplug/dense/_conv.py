@@ -12,7 +12,7 @@ from torch.nn import functional
 from flowplug._errors import ShapeError, SingularMatrixError
 from flowplug._functions import Function
 from flowplug._precision import at_least_single
-from flowplug._reading import known
+from flowplug._reading import known, transformed
 from flowplug._transform import Transform
 from flowplug.dense._affine import once
 from flowplug.dense._arguments import elementwise, started, strategy, whole
@@ -180,6 +180,9 @@ class CircularConv2d(Transform):
         finite = logabsdets.isfinite()
         if torch.compiler.is_compiling():
             torch._assert_async(finite.all(), "a CircularConv2d is singular or not finite")
+        elif self.training and finite.is_cuda and not transformed():
+            message = f"CircularConv2d({self.extra_repr()}) was singular or not finite in the last pass"
+            self._require_later(finite.all(), message, SingularMatrixError)
         elif known(finite.all()) is False:
             raise SingularMatrixError(
                 f"CircularConv2d({self.extra_repr()}) is singular or not finite at {int((~finite).sum())} of "
