@@ -13,7 +13,7 @@ from flowplug._precision import at_least_single
 from flowplug._reading import exporting, transformed
 from flowplug.branch import Branch
 
-# Where torch has MAGMA, it gives that larger batches of wider matrices; it waits for the GPU, so that no graph holds it.
+# Torch gives larger batches of wider matrices to MAGMA, where it has that; it waits for the GPU, and no graph holds it.
 NARROW = FEW = 16
 
 
@@ -68,8 +68,8 @@ def _refuse_capture(matrices: Tensor) -> None:
     if torch.backends.cuda.preferred_linalg_library() != torch._C._LinalgBackend.Cusolver:
         raise CaptureError(
             f"the exact log-dets of {len(matrices)} rows by matrices of width {matrices.shape[-1]} > {NARROW} are "
-            'found by MAGMA, which no CUDA graph can hold: call torch.backends.cuda.preferred_linalg_library("cusolver") '
-            'before, or use torch.compile(mode="reduce-overhead"), which leaves this part out of the graph'
+            "found by MAGMA, which no CUDA graph can hold: call "
+            'torch.backends.cuda.preferred_linalg_library("cusolver") before, or use torch.compile(mode="reduce-overhead"), which leaves this part out of the graph'
         )
 
 

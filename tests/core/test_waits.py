@@ -1,4 +1,4 @@
-"""A training step on a GPU reads none of its numbers: here on tensors that have none, and say that they are of a GPU."""
+"""A training step on a GPU reads none of its numbers: here on tensors without numbers, which say they are of one."""
 
 from contextlib import nullcontext
 
