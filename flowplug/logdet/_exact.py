@@ -69,7 +69,8 @@ def _refuse_capture(matrices: Tensor) -> None:
         raise CaptureError(
             f"the exact log-dets of {len(matrices)} rows by matrices of width {matrices.shape[-1]} > {NARROW} are "
             "found by MAGMA, which no CUDA graph can hold: call "
-            'torch.backends.cuda.preferred_linalg_library("cusolver") before, or use torch.compile(mode="reduce-overhead"), which leaves this part out of the graph'
+            'torch.backends.cuda.preferred_linalg_library("cusolver") before, or use '
+            'torch.compile(mode="reduce-overhead"), which leaves this part out of the graph'
         )
 
 
