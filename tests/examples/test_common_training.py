@@ -10,10 +10,11 @@ from functools import partial
 
 import pytest
 import torch
+import zuko
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.training import Options, Training, constant, nll, rows_of, watched
+from common.training import Options, Training, compiled, constant, nll, rows_of, watched
 
 
 @pytest.fixture
@@ -216,6 +217,22 @@ def test_what_is_compiled_before_the_start_does_not_count(run, monkeypatch):
     assert (training.step, training.elapsed) == (3, 3.0)
     assert calls == [True] * 11 + [False] * 2
     assert training.compiling > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
+def test_what_is_compiled_has_the_gradients_of_eager():
+    flow, x = zuko.flows.NSF(6, transforms=1, hidden_features=(16,)), torch.randn(64, 6)
+
+    def gradients(log_prob):
+        flow.zero_grad()
+        log_prob(x).mean().backward()
+        return [parameter.grad.clone() for parameter in flow.parameters()]
+
+    wanted = gradients(lambda x: flow().log_prob(x))
+    got = gradients(compiled(lambda x: flow().log_prob(x)))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_caller_may_end_a_run_and_go_on(run):
