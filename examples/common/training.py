@@ -247,7 +247,7 @@ def compiled(log_prob: Callable[[Tensor], Tensor], *, replay: bool = False) -> C
     """The log-likelihood under `torch.compile`, which forgets the flows that the process trained before.
 
     On a GPU, ``replay`` has it record CUDA graphs. On a CPU its code is without vectors: with them, that of torch 2.13
-    has wrong gradients of zuko's neural spline flows.
+    has wrong gradients of neural spline flows.
 
     Else these would count: torch.compile gives up on a function that it has compiled for eight of them.
     """

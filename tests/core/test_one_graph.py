@@ -258,7 +258,7 @@ class TestErrors:
     ],
 )
 def test_generated_code_has_the_gradients_of_eager(make):
-    """Of its own layouts, which made torch's slogdet wrong by half; and of vectors, which make zuko's splines so."""
+    """Of its own layouts, which made torch's slogdet wrong by half; and of vectors, which make hosts' splines so."""
     flow = make()
     x = torch.randn(300, 6)
     flow(x)
