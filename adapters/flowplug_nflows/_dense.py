@@ -33,7 +33,7 @@ class DenseTransform(NflowsTransform):
         self,
         features: int,
         *,
-        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- is copied
         bias: bool = True,
         gradient: fp.DenseGradient = fp.Relative(),  # noqa: B008 -- frozen
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen

@@ -36,7 +36,7 @@ class DenseTransform(ZukoTransform):
         self,
         features: int,
         *,
-        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- is copied
         bias: bool = True,
         gradient: fp.DenseGradient = fp.Relative(),  # noqa: B008 -- frozen
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
@@ -71,7 +71,7 @@ class DenseFlow(Flow):  # type: ignore[misc]
         features: int,
         *,
         transforms: int = 3,
-        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        activation: fp.Transform | None = fp.SmoothLeakyReLU(0.3),  # noqa: B008 -- is copied
         value: fp.DenseValue = fp.ExactValue(),  # noqa: B008 -- frozen
         init: Callable[[Tensor], object] | None = None,
     ) -> None:

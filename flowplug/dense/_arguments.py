@@ -1,5 +1,6 @@
 """What constructors of dense transforms ask of their arguments."""
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,13 @@ def elementwise(name: str, activation: Any, features: int) -> None:  # noqa: ANN
             f"{name}(activation) gets no context; got {type(activation).__name__} with context_features="
             f"{activation.context_features}: put it behind the transform, in a ComposedTransform"
         )
+
+
+def own(activation: Transform | None) -> Transform | None:
+    """A copy of an activation without parameters: its mode, its hooks and what it reports are of one transform."""
+    if activation is None or next(activation.parameters(), None) is not None:
+        return activation
+    return copy.deepcopy(activation)
 
 
 def started(name: str, init: Callable[[Tensor], object] | None, features: int) -> Tensor:

@@ -15,7 +15,7 @@ from flowplug._precision import at_least_single
 from flowplug._reading import known, transformed
 from flowplug._transform import Transform
 from flowplug.dense._affine import once
-from flowplug.dense._arguments import elementwise, started, strategy, whole
+from flowplug.dense._arguments import elementwise, own, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._transform import DenseTransform, require_invertible
 
@@ -113,7 +113,7 @@ class CircularConv2d(Transform):
         with torch.no_grad():
             self.weight[:, :, self.before, self.before] = started("CircularConv2d", init, channels)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        self.activation, self.gradient = activation, gradient
+        self.activation, self.gradient = own(activation), gradient
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         # The compiler follows classes that it finds by name.

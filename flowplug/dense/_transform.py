@@ -17,7 +17,7 @@ from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
 from flowplug.dense._affine import LogAbsDet, affine, solve
-from flowplug.dense._arguments import elementwise, started, strategy, whole
+from flowplug.dense._arguments import elementwise, own, started, strategy, whole
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._values import DenseValue, ExactValue, Kept
 
@@ -38,7 +38,8 @@ class DenseTransform(Transform):
 
     Args:
         features: Width D of the events.
-        activation: An element-wise transform such as `SmoothLeakyReLU` or `TanhLinear`; ``None`` for the bare map.
+        activation: An element-wise transform such as `SmoothLeakyReLU` or `TanhLinear`, copied if it has no parameters;
+            ``None`` for the bare map.
         bias: Whether there is a b.
         gradient: `Relative`, `TransposedRelative` or `Euclidean`.
         value: `ExactValue` or `Deferred`.
@@ -65,7 +66,7 @@ class DenseTransform(Transform):
         self,
         features: int,
         *,
-        activation: Transform | None = SmoothLeakyReLU(0.3),  # noqa: B008 -- has no state
+        activation: Transform | None = SmoothLeakyReLU(0.3),  # noqa: B008 -- is copied
         bias: bool = True,
         gradient: DenseGradient = Relative(),  # noqa: B008 -- frozen
         value: DenseValue = ExactValue(),  # noqa: B008 -- frozen
@@ -80,7 +81,7 @@ class DenseTransform(Transform):
         self.event_shape = (features, *[None] * (self.event_dim - 1))
         self.weight = nn.Parameter(started(name, init, features))
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
-        self.activation, self.gradient, self.value = activation, gradient, value
+        self.activation, self.gradient, self.value = own(activation), gradient, value
         self._factorization = Factorization()
         self._kept: Kept | None = None
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import flowplug as fp
-from cases import residual, small_mlp
+from cases import ADAPTERS, CORE, residual, small_mlp
 
 
 @pytest.fixture
@@ -224,6 +224,12 @@ class TestComposition:
 
 
 class TestModes:
+    @pytest.mark.parametrize("name", [*CORE, *ADAPTERS])
+    def test_two_of_a_kind_share_no_module(self, name):
+        make = (CORE | ADAPTERS)[name].make
+        one, other = make(), make()
+        assert not set(one.modules()) & set(other.modules())
+
     def test_functional_call_uses_the_parameters_it_is_given(self):
         a, b, (x, context) = residual(context_features=2), residual(context_features=2), inputs()
         called = torch.func.functional_call(a, {**b.state_dict()}, (x, context))
