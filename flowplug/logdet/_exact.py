@@ -14,7 +14,7 @@ from flowplug._reading import exporting, transformed
 from flowplug.branch import Branch
 
 # Torch gives larger batches of wider matrices to MAGMA, where it has that; it waits for the GPU, and no graph holds it.
-NARROW = FEW = 16
+NARROW, MIDDLE, FEW = 16, 128, 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _logabsdet(matrices: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         value: Tensor = _Traced.apply(matrices)[0]  # type: ignore[no-untyped-call]
         return value
-    if _left_to_magma(matrices) and len(matrices) > FEW and torch.cuda.is_current_stream_capturing():
+    if _left_to_magma(matrices) and torch.cuda.is_current_stream_capturing():
         _refuse_capture(matrices)
     if not transformed():
         found: Tensor = torch.linalg.slogdet(matrices).logabsdet
@@ -65,6 +65,8 @@ def _left_to_magma(matrices: Tensor) -> bool:
 
 
 def _refuse_capture(matrices: Tensor) -> None:
+    if len(matrices) <= (FEW if matrices.shape[-1] <= MIDDLE else 1):
+        return
     if torch.backends.cuda.preferred_linalg_library() != torch._C._LinalgBackend.Cusolver:
         raise CaptureError(
             f"the exact log-dets of {len(matrices)} rows by matrices of width {matrices.shape[-1]} > {NARROW} are "

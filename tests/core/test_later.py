@@ -63,6 +63,13 @@ def test_nothing_is_kept_while_a_graph_is_captured(later, monkeypatch):
     later.require(GOOD, "two", fp.NonFiniteError)
 
 
+def test_flags_are_read_whatever_the_default_device(later):
+    with torch.device("meta"):
+        later.require(BAD, "one", fp.NonFiniteError)
+    with pytest.raises(fp.NonFiniteError, match="one"):
+        later.require(GOOD, "two", fp.NonFiniteError)
+
+
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda later: pickle.loads(pickle.dumps(later))])
 def test_copies_start_empty(later, twin):
     later.require(BAD, "one", fp.NonFiniteError)
