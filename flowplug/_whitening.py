@@ -132,7 +132,7 @@ class Whitening(FromData, Transform):
     def _forget(self) -> None:
         for zero in (self.mean, self.spread, self.correlation):
             zero.zero_()
-        self.weight.copy_(torch.eye(len(self.weight)))
+        self.weight.copy_(torch.eye(len(self.weight), device=self.weight.device))
 
     def _upgrade(self, state: dict[str, Any], prefix: str) -> None:
         for derived in ("inverse_weight", "log_det"):

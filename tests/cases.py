@@ -67,7 +67,11 @@ HOSTS_VMAP = {
     )
 }
 HOSTS_WRITES = {
-    "normflows writes estimates of its norms into buffers, in the forward pass": ("same numbers / torch.func",),
+    "normflows writes estimates of its norms into buffers, in the forward pass": (
+        "same numbers / torch.func",
+        "start in any units",
+        "start from few rows",
+    ),
     "weights that normflows' own update has not followed may exceed the bound, and are refused": ("written weights",),
 }
 EIGHT_BITS = {
@@ -96,7 +100,8 @@ CHANNELS = {
         "start from few rows",
     )
 }
-OWN = {**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_WRITES}
+HOSTS_DEVICE = {"the host makes tensors on torch's default device": ("* / another default device",)}
+OWN = {**DEFAULT_DTYPE, **HOSTS_VMAP, **HOSTS_WRITES, **HOSTS_DEVICE}
 
 
 @dataclass(frozen=True)

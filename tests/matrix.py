@@ -25,6 +25,7 @@ REVEALING = {
     "inference mode",
     "torch.func",
     "vmap",
+    "another default device",
     "checkpointed",
     "FSDP",
     "averaged with buffers",

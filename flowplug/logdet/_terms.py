@@ -215,7 +215,7 @@ class Roulette:
     def _alone(self, uniform: Tensor, branch: Branch) -> Iterator[tuple[float, int]]:
         for m in itertools.count(1):
             survival = self.length.survival(m, branch)
-            left = int(torch.searchsorted(uniform, torch.tensor(survival, dtype=uniform.dtype)))
+            left = int(torch.searchsorted(uniform, uniform.new_tensor(survival)))
             if not left:
                 return
             yield 1 / survival, left

@@ -1,6 +1,7 @@
 """Splines from the rows of a table to normal scores, and how much of these to start with."""
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
     same outer quantiles, or else that of the rows: neither outliers nor most kinds of heavy tails have a say.
     """
     ordered, outer = rows.sort(0).values, _largest(len(rows))
-    quartile = -float(torch.special.ndtri(torch.tensor(0.25, dtype=torch.float64)))
-    at = torch.tensor([-outer, -quartile, 0.0, quartile, outer], dtype=torch.float64)
+    quartile = -NormalDist().inv_cdf(0.25)
+    at = torch.tensor([-outer, -quartile, 0.0, quartile, outer], dtype=torch.float64, device="cpu")
     lowest, low, middle, high, highest = quantiles(ordered, at)
     deviation = standardise(rows)[1]  # 0 if that is rounding
     scale = torch.where(highest > lowest, (highest - lowest) / (2 * outer), deviation)
@@ -47,7 +48,8 @@ def normal_scores(rows: Tensor, knots: int, spread: float) -> Spline:
     of four normal ones more. So the farthest row has a score of :math:`z + \sqrt{N + 4}` at most.
     """
     largest = _largest(len(rows))
-    at = torch.linspace(-largest, largest, min(knots, 1 + 2 * round(len(rows) ** (1 / 3))), dtype=torch.float64)
+    count = min(knots, 1 + 2 * round(len(rows) ** (1 / 3)))
+    at = torch.linspace(-largest, largest, count, dtype=torch.float64, device="cpu")
     x = quantiles(untied(rows.sort(0).values, spread), at).T
     width = x.diff().clamp(min=spread / knots)
     x = from_middle(width) + x[:, x.shape[1] // 2, None]
@@ -84,7 +86,7 @@ def best_share(rows: Tensor, knots: int, spread: float) -> float:
         return SHARES[-1]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")[:most_rows]
     halves = rows[order.to(rows.device)].chunk(2)
-    values = torch.zeros(len(SHARES))
+    values = [0.0] * len(SHARES)
     for fitted, judged in (halves, halves[::-1]):
         near = fitted.clamp(-OUTLIERS, OUTLIERS)
         spline = normal_scores(fitted, knots, spread)
@@ -92,7 +94,7 @@ def best_share(rows: Tensor, knots: int, spread: float) -> float:
             blend = blended(spline, fitted, share)
             (seen, _), (new, log_slopes) = blend(near.T.contiguous()), blend(judged.T.contiguous())
             values[i] += float(elliptical(seen.T, new.T) + log_slopes.sum(0).mean())
-    return SHARES[int(values.nan_to_num(nan=-math.inf).argmax())]
+    return max(zip(values, SHARES, strict=True), key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])[1]
 
 
 def elliptical(fitted: Tensor, judged: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ def elliptical(fitted: Tensor, judged: Tensor) -> Tensor:
 
 def scores(knots: int) -> Tensor:
     """Where the knots of a start are, in normal scores, ``(K,)``: evenly, the middle one at 0."""
-    half = torch.linspace(0, LARGEST, knots // 2 + 1, dtype=torch.float64)
+    half = torch.linspace(0, LARGEST, knots // 2 + 1, dtype=torch.float64, device="cpu")
     return torch.cat([-half[1:].flip(0), half])
 
 
@@ -145,8 +147,7 @@ def quantiles(ordered: Tensor, at: Tensor) -> Tensor:
 
 
 def _largest(rows: int) -> float:
-    beyond = torch.tensor(min(ROWS_BEYOND / rows, 0.2), dtype=torch.float64)
-    return min(LARGEST, -float(torch.special.ndtri(beyond)))
+    return min(LARGEST, -NormalDist().inv_cdf(min(ROWS_BEYOND / rows, 0.2)))
 
 
 def _tail_slope(distance: Tensor, z: float) -> Tensor:

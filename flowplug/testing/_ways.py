@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowplug._errors import VmapError
-from flowplug.testing._case import EAGER, Case, InWay, Way
+from flowplug.testing._case import EAGER, Case, InWay, Way, meet
 from flowplug.testing._copies import averaged, deepcopied, pickled, there_and_back
 from flowplug.testing._distributed import (
     cannot_distribute,
@@ -51,6 +51,15 @@ def _in_inference_mode(case: Case, transform: nn.Module) -> nn.Module:
         made = case.fresh()
         made.load_state_dict(transform.state_dict())
         return InWay(made, around=torch.inference_mode)
+
+
+def _under_another_default_device(case: Case, transform: nn.Module) -> nn.Module:
+    """One without numbers: whatever is made without a device meets those of the inputs and fails."""
+    made = case.fresh()
+    with torch.device("meta"):
+        meet(made, case.x, case.context)
+    made.load_state_dict(transform.state_dict())
+    return InWay(made, around=partial(torch.device, "meta"))
 
 
 def _checkpointed(case: Case, transform: Any) -> nn.Module:  # noqa: ANN401
@@ -156,6 +165,7 @@ WAYS: dict[str, Way] = {
         same_noise=False,
     ),
     "anomaly mode": Way(around=partial(torch.autograd.set_detect_anomaly, mode=True)),
+    "another default device": Way(_under_another_default_device, lacks=_WRAPPED),
     "checkpointed": Way(_checkpointed, lacks=_WRAPPED),
     "DDP": Way(data_parallel, around=one_process, unavailable=cannot_distribute, lacks=_MOVED),
     "FSDP": Way(sharded, around=one_process_sharded, unavailable=cannot_shard, lacks=_SHARDED),

@@ -19,7 +19,7 @@ from bridge_cases import (
     zuko_maf,
     zuko_nsf,
 )
-from cases import DEFAULT_DTYPE, HOSTS_VMAP, Row
+from cases import DEFAULT_DTYPE, HOSTS_DEVICE, HOSTS_VMAP, Row
 from flowplug_nflows import from_nflows
 from flowplug_normflows import from_normflows
 from flowplug_zuko import from_zuko
@@ -67,7 +67,8 @@ UNSCALED = {"the host's own layers lose digits at inputs of scale 1e6 or, in sin
 # zuko below 1.6 loses as many with a context too.
 UNSCALED_BEFORE = UNSCALED if tuple(map(int, version("zuko").split(".")[:2])) < (1, 6) else {}
 HOSTS_START = {
-    "the host's own start takes whatever comes first, in units near 1": ("start in any units", "start from few rows")
+    "the host's own start takes whatever comes first, in units near 1": ("start in any units", "start from few rows"),
+    **HOSTS_DEVICE,
 }
 TWICE = {
     "its integral has no second derivative, which the oracle needs, and says nothing": (
@@ -75,7 +76,12 @@ TWICE = {
         "second derivatives",
     )
 }
-HOSTS_AUTOGRAD = {"the host calls autograd itself, which torch.func does not allow": ("* / torch.func",)}
+NAF = {
+    **BISECTED,
+    **HOSTS_VMAP,
+    **HOSTS_DEVICE,
+    "the host calls autograd itself, which torch.func does not allow": ("* / torch.func",),
+}
 TRANSPOSED = {
     "its parameter is a transposed view, which neither FSDP nor views of all parameters take": (
         "written weights",
@@ -92,7 +98,7 @@ TABLE = {
     "nflows inverse MAF": bridged(from_nflows, lambda: nt.InverseTransform(maf())),
     "nflows permutation": bridged(from_nflows, lambda: nt.RandomPermutation(3), exempt=CONSTANT),
     "nflows ActNorm": bridged(from_nflows, lambda: nt.ActNorm(3), exempt=HOSTS_START),
-    "nflows composite": bridged(from_nflows, lambda: nflows_composite(2), context=2),
+    "nflows composite": bridged(from_nflows, lambda: nflows_composite(2), context=2, exempt=HOSTS_DEVICE),
     "nflows images": bridged(
         from_nflows,
         lambda: nt.CompositeTransform([nt.ActNorm(2), nt.OneByOneConvolution(2)]),
@@ -131,13 +137,8 @@ TABLE = {
     "zuko inverse": bridged(from_zuko, lambda: zuko_maf().inv),
     "zuko rotation": bridged(from_zuko, rotation, exempt=CONSTANT),
     "zuko element-wise": bridged(from_zuko, affine),
-    "zuko NAF": bridged(from_zuko, zuko_naf, context=2, exempt={**BISECTED, **HOSTS_VMAP, **HOSTS_AUTOGRAD}),
-    "zuko UNAF": bridged(
-        from_zuko,
-        lambda: zuko_naf(zuko.flows.UNAF),
-        context=2,
-        exempt={**BISECTED, **TWICE, **HOSTS_VMAP, **HOSTS_AUTOGRAD},
-    ),
+    "zuko NAF": bridged(from_zuko, zuko_naf, context=2, exempt=NAF),
+    "zuko UNAF": bridged(from_zuko, lambda: zuko_naf(zuko.flows.UNAF), context=2, exempt={**NAF, **TWICE}),
 }
 
 

@@ -94,6 +94,11 @@ class Flip(torch.autograd.Function):
         return x.flip(in_dims[0]), in_dims[0]
 
 
+class MadeOnTheDefaultDevice(Linear):
+    def map(self, x):
+        return super().map(x) * torch.ones(3, dtype=x.dtype)
+
+
 class MixesRows(Linear):
     def map(self, x):
         return super().map(Flip.apply(x))
@@ -350,6 +355,7 @@ CAUGHT_BY = [
     (InverseByMatrix, "same numbers", "autocast"),
     (SharedMemory, "inputs left alone", "eager"),
     (MixesRows, "same numbers", "vmap"),
+    (MadeOnTheDefaultDevice, "same numbers", "another default device"),
     (DetachedWhenCompiled, "same numbers", "compiled"),
     (OwnAutograd, "same numbers", "inference mode"),
     (OwnAutograd, "same numbers", "torch.func"),
