@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import torch
 from torch import Tensor, nn
 
-from flowplug._errors import FlowplugError, VmapError
+from flowplug._errors import FlowplugError, NonFiniteError, VmapError
 
 
 def known(flag: Tensor) -> bool | None:
@@ -28,6 +29,20 @@ def known_number(value: Tensor) -> float | None:
         if "vmap" not in str(error):
             raise
         return None
+
+
+def refuse_non_finite(name: str, role: str, x: Tensor) -> None:
+    """Raises an error where a tensor holds NaN or infinite values; inside `torch.func.vmap`, which hides them, none.
+
+    Raises:
+        NonFiniteError: It does; the message says how many, and where the first is.
+    """
+    # One kernel: a NaN or infinity anywhere leaves its mark on the sum. So does an overflow, hence the second look.
+    if not math.isfinite(known_number(x.sum()) or 0.0) and not (entries := x.isfinite()).all():
+        bad = (~entries).nonzero()
+        raise NonFiniteError(
+            f"{name}: the {role} holds {len(bad)} NaN or infinite value(s), the first at index {tuple(bad[0].tolist())}"
+        )
 
 
 def transformed() -> bool:

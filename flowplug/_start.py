@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowplug._errors import ShapeError, StartWarning
 from flowplug._noise import in_backward, no_logdet
 from flowplug._precision import at_least_single, full_precision
-from flowplug._reading import known
+from flowplug._reading import known, refuse_non_finite
 
 
 class FromData(nn.Module, abc.ABC):
@@ -104,6 +104,7 @@ class FromData(nn.Module, abc.ABC):
     def _learn(self, x: Tensor, *, last: bool = False) -> None:
         count, seen = self._count(x), float(self.started) * self.rows_needed
         rows = at_least_single(x.detach()).reshape(count, *x.shape[x.dim() - self.event_dim :])
+        refuse_non_finite(type(self).__name__, "input", rows)  # which on a GPU has been put off, and is read now anyway
         try:
             with full_precision(x):
                 self._take_in(rows, seen)

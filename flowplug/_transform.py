@@ -7,7 +7,6 @@ trailing dimensions; any number of batch dimensions, none and empty ones include
 """
 
 import abc
-import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +22,7 @@ from flowplug._errors import (
     ShapeError,
 )
 from flowplug._precision import full_precision
-from flowplug._reading import Later, first_parameter, known_number, transformed
+from flowplug._reading import Later, first_parameter, refuse_non_finite, transformed
 from flowplug._start import reset, starting
 
 Shape = tuple[int | None, ...]  # sizes of an event, None where one is not known, or any fits
@@ -264,10 +263,5 @@ def _check_tensor(transform: Transform, role: str, x: Tensor, *, like: Tensor | 
     elif transform.training and x.is_cuda and not transformed():
         message = f"{name}: the {role} of the last pass held NaN or infinite values"
         transform._require_later(x.detach().isfinite().all(), message, NonFiniteError)
-    # One kernel: a NaN or infinity anywhere leaves its mark on the sum. So does an overflow, hence the second look.
-    # Inside vmap it cannot be read.
-    elif not math.isfinite(known_number(x.detach().sum()) or 0.0) and not (entries := x.isfinite()).all():
-        bad = (~entries).nonzero()
-        raise NonFiniteError(
-            f"{name}: the {role} holds {len(bad)} NaN or infinite value(s), the first at index {tuple(bad[0].tolist())}"
-        )
+    else:
+        refuse_non_finite(name, role, x.detach())

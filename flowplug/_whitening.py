@@ -86,7 +86,7 @@ class Whitening(FromData, Transform):
         self._keep()
         rows, factors = y.reshape(-1, y.shape[-1]), self._kept_factors()
         if factors is None:
-            matrix = at_least_single(self.weight.T)
+            matrix = at_least_single(self._steady(self.weight).T)
             rows = torch.linalg.solve_ex(matrix, rows.to(matrix.dtype).T)[0].T.to(y.dtype)
         else:
             rows = factors.solve(rows)

@@ -3,12 +3,24 @@
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import nn
 
 import flowplug as fp
 
+ASSERTS = pytest.mark.skipif(
+    "config.getoption('--device') == 'cuda'", reason="an assertion in a graph of a GPU ends its use by the process"
+)
 UNTRAINED = 0.0  # the limit of branches whose weights stay as they are
+
+
+def told(call):
+    """Calls; in training on a GPU, which reads nothing back, the next pass tells of the last one."""
+    call()
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+        call()
 
 
 class Scale(nn.Module):

@@ -40,11 +40,13 @@ class Spline(NamedTuple):
         """The places ``(F, N)`` of the values ``y: (F, N)``, and the logarithms of the spline's derivatives there."""
         piece = self._pieces().of(place(y, self.y))
         rise, r, s = y - piece.y, piece.inverse_width, piece.secant
-        # The root that is 0 where the height is, without cancellation.
+        # The root of a t^2 + b t = height, a + b = 1, that is 0 where the height is, without cancellation.
         height = rise * r / s
         bent = height * (piece.left + piece.right - 2)
-        a, b = 1 - piece.left + bent, piece.left - bent
-        t = 2 * height / (b + (b * b + 4 * a * height).clamp(min=0).sqrt())
+        b = piece.left - bent
+        sinks = b < 0
+        q = b.abs() + ((b - 2 * height).square() + 4 * height * (1 - height)).clamp(min=0).sqrt()
+        t = torch.where(sinks, q / (2 - 2 * torch.where(sinks, b, 0)), 2 * height / q)
         tail = r == 0
         u = torch.where(tail, rise / s, t / torch.where(tail, 1, r))
         return piece.x + u, piece.log_derivative(u * r)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowplug._arguments import given, require_ints, require_numbers
 from flowplug._errors import NotConverged
+from flowplug._reading import refuse_non_finite
 from flowplug.branch import Branch, LipschitzBound
 
 _ROUNDING = 64  # units of rounding within which a residual may stop to shrink
@@ -132,6 +133,7 @@ def iterate(name: str, branch: Branch, y: Tensor, *, tol: float | None, max_step
         memory: What proposes steps.
 
     Raises:
+        NonFiniteError: The targets hold NaN or infinite values.
         NotConverged: The iteration diverged, proved the bound wrong, or reached ``max_steps`` for some samples.
     """
     lipschitz = branch.lipschitz_bound()
@@ -159,6 +161,7 @@ def iterate(name: str, branch: Branch, y: Tensor, *, tol: float | None, max_step
         move, state.plain = memory.propose(state.r, good)
         state.candidate = state.x + move
     if left:
+        refuse_non_finite(name, "input", y)  # which in training on a GPU has been put off
         if not rule.norm(y.flatten(1)).isfinite().all():
             raise NotConverged(
                 f"some samples are so large that their norm overflows in {y.dtype}: rescale them, or use torch.float64"

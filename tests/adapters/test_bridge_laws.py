@@ -64,8 +64,9 @@ BISECTED = {
     )
 }
 UNSCALED = {"the host's own layers lose digits at inputs of scale 1e6 or, in single precision, 1e30": ("scales",)}
-# zuko below 1.6 loses as many with a context too.
-UNSCALED_BEFORE = UNSCALED if tuple(map(int, version("zuko").split(".")[:2])) < (1, 6) else {}
+# zuko below 1.6, or on a GPU, loses as many with a context too.
+BEFORE = tuple(map(int, version("zuko").split(".")[:2])) < (1, 6)
+UNSCALED_BEFORE = UNSCALED if BEFORE or torch.cuda.is_available() else {}
 HOSTS_START = {
     "the host's own start takes whatever comes first, in units near 1": ("start in any units", "start from few rows"),
     **HOSTS_DEVICE,

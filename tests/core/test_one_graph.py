@@ -10,6 +10,7 @@ from torch import nn
 
 import flowplug as fp
 from cases import ADAPTERS, CORE, residual
+from helpers import ASSERTS
 
 BREAKS = {
     "Inverse": "a numerical inverse runs until all rows have converged",
@@ -180,6 +181,7 @@ class TestChance:
 
 @pytest.mark.filterwarnings("ignore")  # those of the compiler about what it traces
 class TestErrors:
+    @ASSERTS
     @pytest.mark.parametrize("training", [True, False])
     def test_nan_is_refused_with_the_name(self, training):
         for transform in (residual(), fp.DenseTransform(3), fp.ComposedTransform(fp.DenseTransform(3))):
@@ -190,6 +192,7 @@ class TestErrors:
             ):
                 call(torch.full((4, 3), torch.inf))
 
+    @ASSERTS
     def test_a_singular_matrix_is_refused(self):
         transform = fp.DenseTransform(3)
         call = compiled(transform)

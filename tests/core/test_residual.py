@@ -101,6 +101,11 @@ class TestNotFinite:
         with pytest.raises(fp.NonFiniteError, match=r"1 NaN or infinite value\(s\), the first at index \(3, 1\)"):
             residual().inverse(y)
 
+    def test_what_was_not_looked_at_before(self, monkeypatch):
+        """As in training on a GPU."""
+        monkeypatch.setattr("flowplug._transform._check_tensor", lambda *_, **__: None)
+        self.test_one_row_that_is_not_finite_is_named()
+
     def test_weights_that_are_not_finite(self):
         transform = residual().eval()
         with torch.no_grad():

@@ -116,10 +116,23 @@ class TestFewRows:
         whitening(x)
         assert float(torch.linalg.cond(whitening.weight * x.std(0, correction=0)[:, None])) < 2.5
 
-    def test_graphs_outlive_the_next_batch(self):
+    @pytest.mark.parametrize("factors", [True, False], ids=["kept factors", "as on a GPU"])
+    def test_graphs_outlive_the_next_batch(self, factors, monkeypatch):
+        if not factors:
+            monkeypatch.setattr(fp.Whitening, "_kept_factors", lambda _: None)
         stack, x = fp.ResidualStack(4, 1, (8,)), data(30)
         losses = [stack(x[:9])[0].sum(), stack(x[9:])[0].sum(), stack.inverse(x)[0].sum(), stack(x)[0].sum()]
         sum(losses).backward()
+
+    @EACH
+    def test_nan_is_refused_before_it_is_taken_in(self, make, monkeypatch):
+        monkeypatch.setattr("flowplug._transform._check_tensor", lambda *_, **__: None)  # as in training on a GPU
+        part, x = make(4), data(100)
+        before = {name: value.clone() for name, value in part.state_dict().items()}
+        x[2, 1] = torch.nan
+        with pytest.raises(fp.NonFiniteError, match=r"1 NaN or infinite value\(s\), the first at index \(2, 1\)"):
+            part(x)
+        assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
 
     def test_images_count_as_rows(self):
         norm, x = fp.ActNorm(2, event_dim=3), 5 + 3 * torch.randn(70, 2, 4, 4)

@@ -145,7 +145,7 @@ def test_refusals():
 
 
 def test_singular_kernels():
-    transform = fp.CircularConv2d(1, 2, init=fp.ScaledIdentity())
+    transform = fp.CircularConv2d(1, 2, init=fp.ScaledIdentity()).eval()
     with torch.no_grad():
         transform.weight[0, 0] = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     # The alternating image of even width is lost.

@@ -465,6 +465,6 @@ class TestArguments:
         with pytest.raises(fp.ShapeError, match="expects inputs"):
             make(3)(torch.randn(5, 2))
         with pytest.raises(fp.NonFiniteError, match="holds 1 NaN"):
-            make(2)(torch.tensor([[1.0, torch.nan]]))
+            make(2)(torch.tensor([[1.0, torch.nan]]))  # in a start, which waits for a GPU too
         with pytest.raises(fp.ShapeError, match="a start takes at least 2 rows of data; got 1"):
             make(2).start(torch.randn(1, 2))
