@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowplug._errors import ShapeError, StartWarning
+from flowplug._errors import NonFiniteError, ShapeError, StartWarning
 from flowplug._noise import in_backward, no_logdet
 from flowplug._precision import at_least_single, full_precision
 from flowplug._reading import known, refuse_non_finite
@@ -104,7 +104,7 @@ class FromData(nn.Module, abc.ABC):
     def _learn(self, x: Tensor, *, last: bool = False) -> None:
         count, seen = self._count(x), float(self.started) * self.rows_needed
         rows = at_least_single(x.detach()).reshape(count, *x.shape[x.dim() - self.event_dim :])
-        refuse_non_finite(type(self).__name__, "input", rows)  # which on a GPU has been put off, and is read now anyway
+        self._refuse(rows)
         try:
             with full_precision(x):
                 self._take_in(rows, seen)
@@ -124,6 +124,13 @@ class FromData(nn.Module, abc.ABC):
                 f"{type(self).__name__} has met {round(seen) + count} of the {self.rows_needed} rows that its start "
                 "from data takes: in train mode it moves with every batch until then. To start at once, from more "
                 "rows, call start(x) (of a flow of a host, start(flow, x) of its adapter)"
+            )
+
+    def _refuse(self, rows: Tensor) -> None:
+        refuse_non_finite(type(self).__name__, "input", rows)  # which on a GPU has been put off, and is read now anyway
+        if known(rows.abs().amax() <= torch.finfo(rows.dtype).max / rows.numel()) is False:
+            raise NonFiniteError(
+                f"{type(self).__name__}: sums of the input overflow in {rows.dtype}: rescale it, or use torch.float64"
             )
 
     def _count(self, x: Tensor) -> int:

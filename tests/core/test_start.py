@@ -134,6 +134,14 @@ class TestFewRows:
             part(x)
         assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
 
+    @EACH
+    def test_sums_that_overflow_are_refused(self, make):
+        part, x = make(4), data(100)
+        before = {name: value.clone() for name, value in part.state_dict().items()}
+        with pytest.raises(fp.NonFiniteError, match="sums of the input overflow in torch.float.*rescale"):
+            part(torch.finfo(x.dtype).max / 100 * x)
+        assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
+
     def test_images_count_as_rows(self):
         norm, x = fp.ActNorm(2, event_dim=3), 5 + 3 * torch.randn(70, 2, 4, 4)
         norm(x[:1])
