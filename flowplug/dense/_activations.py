@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowplug._errors import NotConverged
+from flowplug._arguments import require_ints, require_numbers
+from flowplug._errors import NotConverged, ShapeError
 from flowplug._functions import Function
 from flowplug._precision import at_least_single
 from flowplug._transform import Transform
-from flowplug.dense._arguments import number, whole
 
 
 class Elementwise(Transform):
@@ -29,7 +29,10 @@ class Elementwise(Transform):
 
     def __init__(self, event_dim: int) -> None:
         super().__init__()
-        self.event_dim = whole(f"{type(self).__name__}(event_dim)", event_dim, least=0)
+        require_ints(type(self).__name__, event_dim=event_dim)
+        if event_dim < 0:
+            raise ShapeError(f"{type(self).__name__}(event_dim=...) must be at least 0; got {event_dim}")
+        self.event_dim = event_dim
 
     @abc.abstractmethod
     def value(self, x: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class SmoothLeakyReLU(Elementwise):
         event_dim: Number of event dimensions, 0 for entries that are events of their own.
 
     Raises:
-        ShapeError: ``event_dim`` is not a whole number of at least 0.
+        ShapeError: ``event_dim`` is below 0.
         ValueError: ``negative_slope`` is not in (0, 1].
 
     Example:
@@ -134,9 +137,10 @@ class SmoothLeakyReLU(Elementwise):
 
     def __init__(self, negative_slope: float = 0.3, *, event_dim: int = 1) -> None:
         super().__init__(event_dim)
-        self.negative_slope = number("SmoothLeakyReLU(negative_slope)", negative_slope)
+        require_numbers("SmoothLeakyReLU", negative_slope=negative_slope)
+        self.negative_slope = float(negative_slope)
         if not 0 < self.negative_slope <= 1:
-            raise ValueError(f"SmoothLeakyReLU(negative_slope) must be in (0, 1]; got {negative_slope}")
+            raise ValueError(f"SmoothLeakyReLU(negative_slope=...) must be in (0, 1]; got {negative_slope}")
         self.slopes = (self.negative_slope, 1.0)
 
     def value(self, x: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ class TanhLinear(Elementwise):
         event_dim: Number of event dimensions, 0 for entries that are events of their own.
 
     Raises:
-        ShapeError: ``event_dim`` is not a whole number of at least 0.
+        ShapeError: ``event_dim`` is below 0.
         ValueError: ``steepness`` or ``linear`` is not positive.
 
     Example:
@@ -178,7 +182,8 @@ class TanhLinear(Elementwise):
 
     def __init__(self, steepness: float = 1.0, linear: float = 0.1, *, event_dim: int = 1) -> None:
         super().__init__(event_dim)
-        steepness, linear = number("TanhLinear(steepness)", steepness), number("TanhLinear(linear)", linear)
+        require_numbers("TanhLinear", steepness=steepness, linear=linear)
+        steepness, linear = float(steepness), float(linear)
         if not (0 < steepness < math.inf and 0 < linear < math.inf):
             raise ValueError(f"TanhLinear needs positive steepness and linear; got {steepness} and {linear}")
         self.steepness, self.linear, self.slopes = steepness, linear, (linear, linear + steepness)

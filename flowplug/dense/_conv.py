@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowplug._arguments import require_ints, require_part, require_positive
 from flowplug._errors import ShapeError, SingularMatrixError
 from flowplug._functions import Function
 from flowplug._precision import at_least_single
 from flowplug._reading import known, transformed
 from flowplug._transform import Transform
 from flowplug.dense._affine import once
-from flowplug.dense._arguments import elementwise, own, started, strategy, whole
+from flowplug.dense._arguments import GRADIENTS, elementwise, own, started
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._transform import DenseTransform, require_invertible
 
@@ -80,7 +81,7 @@ class CircularConv2d(Transform):
         init: Fills the middle tap ``(C, C)`` in place; all others start at 0.
 
     Raises:
-        ShapeError: ``channels`` or ``kernel_size`` is not a whole number of at least 1, an image is smaller than the
+        ShapeError: ``channels`` or ``kernel_size`` is below 1, an image is smaller than the
             kernel or has other channels; of the activation, as in `DenseTransform`.
         SingularMatrixError: The matrix of a frequency is singular to working precision.
         SecondDerivativeError: A derivative by w or b, from `forward`, is differentiated again.
@@ -104,9 +105,11 @@ class CircularConv2d(Transform):
         init: Callable[[Tensor], object] | None = None,
     ) -> None:
         super().__init__()
-        channels, size = whole("CircularConv2d(channels)", channels), whole("CircularConv2d(kernel_size)", kernel_size)
+        require_ints("CircularConv2d", channels=channels, kernel_size=kernel_size)
+        require_positive("CircularConv2d", channels=channels, kernel_size=kernel_size)
+        size = kernel_size
         elementwise("CircularConv2d", activation, channels)
-        strategy("CircularConv2d(gradient)", gradient, "precondition")
+        require_part("CircularConv2d", "gradient", gradient, "precondition", GRADIENTS)
         self.event_shape = (channels, None, None)
         self.before = (size - 1) // 2  # taps before the middle one
         self.weight = nn.Parameter(torch.zeros(channels, channels, size, size))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowplug.dense._arguments import number
+from flowplug._arguments import require_numbers
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class ScaledIdentity:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if number("ScaledIdentity(scale)", self.scale) == 0 or not math.isfinite(self.scale):
-            raise ValueError(f"ScaledIdentity(scale) must be finite and not 0; got {self.scale}")
+        require_numbers("ScaledIdentity", scale=self.scale)
+        if self.scale == 0 or not math.isfinite(self.scale):
+            raise ValueError(f"ScaledIdentity(scale=...) must be finite and not 0; got {self.scale}")
 
     @torch.no_grad()
     def __call__(self, weight: Tensor) -> None:

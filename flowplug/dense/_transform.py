@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowplug._arguments import require_ints, require_part, require_positive
 from flowplug._errors import ShapeError, SingularMatrixError
 from flowplug._factors import Factorization, Factors, logabsdet_of
 from flowplug._moments import nonzero, standardise, whitener
@@ -17,7 +18,7 @@ from flowplug._reading import known
 from flowplug._transform import Transform
 from flowplug.dense._activations import SmoothLeakyReLU
 from flowplug.dense._affine import LogAbsDet, affine, solve
-from flowplug.dense._arguments import elementwise, own, started, strategy, whole
+from flowplug.dense._arguments import GRADIENTS, elementwise, own, started
 from flowplug.dense._gradients import DenseGradient, Relative
 from flowplug.dense._values import DenseValue, ExactValue, Kept
 
@@ -47,10 +48,10 @@ class DenseTransform(Transform):
             data instead.
 
     Raises:
-        ShapeError: ``features`` is not a whole number of at least 1, the activation is not for vectors of that width,
+        ShapeError: ``features`` is below 1, the activation is not for vectors of that width,
             or an input has another.
         ContextError: The activation wants a context.
-        TypeError: The activation is no transform, or a strategy is a class, or has not the methods it needs.
+        TypeError: ``features`` is no integer, the activation is no transform, or a strategy is a class or none.
         SingularMatrixError: W is singular to working precision.
         SecondDerivativeError: A derivative is differentiated by W or b, as in score matching, or one by W or b by
             anything; one by x may be differentiated by x.
@@ -74,10 +75,11 @@ class DenseTransform(Transform):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        features = whole(f"{name}(features), the number of features or channels,", features)
+        require_ints(name, features=features)
+        require_positive(name, features=features)
         elementwise(name, activation, features)
-        strategy(f"{name}(gradient)", gradient, "__call__", "precondition")
-        strategy(f"{name}(value)", value, "due")
+        require_part(name, "gradient", gradient, "precondition", GRADIENTS)
+        require_part(name, "value", value, "due", "how often log|det W| is found, such as ExactValue()")
         self.event_shape = (features, *[None] * (self.event_dim - 1))
         self.weight = nn.Parameter(started(name, init, features))
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None

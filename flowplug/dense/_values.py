@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flowplug._arguments import require_ints, require_positive
 from flowplug._memory import image, without_pattern
-from flowplug.dense._arguments import whole
 
 
 class Kept:
@@ -72,7 +72,7 @@ class Deferred:
         every: Number of forward passes that share one value, at least 1.
 
     Raises:
-        ShapeError: ``every`` is not a whole number of at least 1.
+        ShapeError: ``every`` is below 1.
 
     Example:
         >>> transform = DenseTransform(3, value=Deferred(every=100))
@@ -81,7 +81,8 @@ class Deferred:
     every: int = 100
 
     def __post_init__(self) -> None:
-        whole("Deferred(every)", self.every)
+        require_ints("Deferred", every=self.every)
+        require_positive("Deferred", every=self.every)
 
     def due(self, age: int) -> bool:
         """Every ``every`` passes."""

@@ -78,15 +78,15 @@ class TestActivations:
     def test_no_such_events(self, event_dim):
         for make in (fp.SmoothLeakyReLU, fp.TanhLinear):
             with pytest.raises(
-                fp.ShapeError, match=rf"{make.__name__}\(event_dim\) must be a whole number, at least 0"
+                (TypeError, fp.ShapeError), match=rf"{make.__name__}\(event_dim=\.\.\.\) must be (an int|at least 0)"
             ):
                 make(event_dim=event_dim)
 
     @pytest.mark.parametrize("value", ["0.3", None, True, [0.3]])
     def test_no_numbers(self, value):
-        with pytest.raises(TypeError, match=r"SmoothLeakyReLU\(negative_slope\) must be a number; got"):
+        with pytest.raises(TypeError, match=r"SmoothLeakyReLU\(negative_slope=\.\.\.\) must be a number; got"):
             fp.SmoothLeakyReLU(value)
-        with pytest.raises(TypeError, match=r"TanhLinear\(linear\) must be a number; got"):
+        with pytest.raises(TypeError, match=r"TanhLinear\(linear=\.\.\.\) must be a number; got"):
             fp.TanhLinear(1.0, value)
 
     def test_failure_is_loud(self, monkeypatch):
