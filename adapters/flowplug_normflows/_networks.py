@@ -88,12 +88,17 @@ def branch_of(net: nn.Module | int | Sequence[int], width: int, options: dict[st
     """The network itself, or one that is made for events of this width or shape.
 
     Raises:
-        TypeError: An option is given beside a network, or this is no network.
+        TypeError: An option is given beside a network, or this is no network, or looks like the widths of one.
         ContextError: The network takes a context of another width.
     """
     require_ints("Residual", context_features=width)
     if not isinstance(net, nn.Module):
         require_shape("Residual", net=net)
+        if isinstance(net, list) and len(net) > 2 and net[0] == net[-1]:  # as the networks of normflows take them
+            raise TypeError(
+                f"Residual(net={net}) looks like the widths of a network: pass normflows.nets.LipschitzMLP({net}), or "
+                f"Residual({net[0]}, hidden_features={tuple(net[1:-1])}); a shape of events is a tuple"
+            )
         return fp.LipschitzMLP(net, context_features=width, **options)
     name = type(net).__name__
     if isinstance(net, nf.Residual):

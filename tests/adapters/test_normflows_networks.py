@@ -158,6 +158,11 @@ class TestStates:
         with pytest.raises(RuntimeError, match=r"Missing key.*core.g.net.1.weight"):
             flowplug_normflows.Residual(mlp()).load_state_dict(state)
 
+    def test_widths_are_no_shape_of_events(self):
+        with pytest.raises(TypeError, match=r"looks like the widths .* Residual\(2, hidden_features=\(64, 64\)\)"):
+            flowplug_normflows.Residual([2, 64, 64, 2])
+        assert flowplug_normflows.Residual((2, 4, 2)).core.event_shape == (2, 4, 2)
+
     def test_images_of_another_size(self):
         first, second = flowplug_normflows.Residual(cnn()), flowplug_normflows.Residual(cnn())
         old = nf.flows.Residual(cnn())
