@@ -14,6 +14,7 @@ LARGEST = 2.7  # the outermost normal score of a knot: 0.35 % of the rows lie be
 ROWS_BEYOND = 8  # fewer do not settle a tail
 PRIOR_ROWS = 4  # of a normal tail, in the company of those beyond
 OUTLIERS = 10.0  # scales from the median, where what is farther counts as if it were there
+UNITS = 16  # of rounding, that two knots are apart at least
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROWS_TO_CHOOSE = 32  # fewer start a quarter of the way
 MOST_TO_CHOOSE = 1 << 12, 512  # rows and features that take part in a choice
@@ -59,7 +60,7 @@ def normal_scores(rows: Tensor, knots: int, spread: float) -> Spline:
     spline = Spline(x, y, torch.cat([low, (secant[:, 1:] + secant[:, :-1]) / 2, high], 1))
     y = scores(knots).to(x).expand(len(x), -1)
     x, log_slope = spline.inverse(y.contiguous())
-    return Spline(x, y, log_slope.exp())
+    return Spline(from_middle(x.diff()) + x[:, knots // 2, None], y, log_slope.exp())
 
 
 def blended(spline: Spline, rows: Tensor, share: float) -> Spline:
@@ -120,11 +121,17 @@ def scores(knots: int) -> Tensor:
 def from_middle(widths: Tensor) -> Tensor:
     """Knots ``(F, K)``, K odd, from the widths ``(F, K - 1)`` between them; the middle one is at 0.
 
-    Summed outwards, as narrow ones near the middle would lose their digits to wide ones beyond.
+    Summed outwards, as narrow ones near the middle would lose their digits to wide ones beyond. Those that are lost to
+    rounding far out count as somewhat more, so that knots rise.
     """
     half = widths.shape[1] // 2
-    left, right = widths[:, :half].flip(1).cumsum(1).flip(1), widths[:, half:].cumsum(1)
-    return torch.cat([-left, pad(right, (1, 0))], 1)
+    left, right = _rising_sums(widths[:, :half].flip(1)), _rising_sums(widths[:, half:])
+    return torch.cat([-left.flip(1), pad(right, (1, 0))], 1)
+
+
+def _rising_sums(widths: Tensor) -> Tensor:
+    least = UNITS * torch.finfo(widths.dtype).eps * widths.detach().cumsum(1)
+    return torch.maximum(widths, least).cumsum(1)
 
 
 def untied(ordered: Tensor, spread: float) -> Tensor:

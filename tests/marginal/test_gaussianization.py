@@ -447,6 +447,20 @@ class TestRunning:
         assert not marginals.rows.any()
 
 
+@pytest.mark.parametrize("far", [1e6, 1e12])
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_values_that_stand_for_missing_ones(far, share):
+    """A heap so far out that knots around it are closer than rounding."""
+    x = torch.where(torch.rand(2000, 2) < share, far, torch.randn(2000, 2))
+    transform = fp.MarginalGaussianization(2)
+    y, ladj = transform(x)
+    (y.square().sum() / 2 - ladj.sum()).backward()
+    back, inverse_ladj = transform.eval().inverse(y)
+    assert all(bool(part.isfinite().all()) for part in (y, ladj, back, inverse_ladj))
+    assert all(bool(part.grad.isfinite().all()) for part in transform.parameters())
+    assert bool((transform._spline().x.diff() > 0).all())
+
+
 class TestArguments:
     def test_refusals(self):
         make = fp.MarginalGaussianization
