@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowplug._precision import at_least_single, full_precision
+from flowplug._reading import hidden
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,9 @@ class Memory(Generic[Result]):
 
     def __call__(self, tensors: Sequence[Tensor], settings: object, compute: Callable[[], Result]) -> Result:
         """The result of ``compute``, which depends on these tensors and settings alone and builds no graph."""
+        if any(map(hidden, tensors)):
+            with torch.no_grad():
+                return compute()
         kept = self._kept
         if (
             kept is not None

@@ -69,6 +69,16 @@ def mapped() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
 
 
+def hidden(tensor: Tensor) -> bool:
+    """Whether `torch.func.vmap` maps over this tensor, such as the weights of an ensemble: no value can be read."""
+    functorch = torch._C._functorch
+    while not torch.compiler.is_compiling() and functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def refuse_vmap(what: str, instead: str) -> None:
     """Refuses to go on where rows take ways of their own, which a map over rows cannot.
 

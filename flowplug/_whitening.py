@@ -10,6 +10,7 @@ from flowplug._errors import ShapeError
 from flowplug._factors import Factorization, Factors, logabsdet_of
 from flowplug._moments import merge, nonzero, standardise, whitener
 from flowplug._precision import at_least_single, full_precision
+from flowplug._reading import hidden
 from flowplug._start import FromData
 from flowplug._transform import Transform
 
@@ -102,16 +103,11 @@ class Whitening(FromData, Transform):
     def _kept_factors(self) -> Factors | None:
         """Those of the transposed weight; ``None`` where no values are to be compared.
 
-        That is while compiling, under vmap, and in training on a GPU, which would be waited for.
+        That is while compiling, under vmap over weights, and in training on a GPU, which would be waited for.
         """
-        if torch.compiler.is_compiling() or (self.training and self.weight.is_cuda):
+        if torch.compiler.is_compiling() or hidden(self.weight) or (self.training and self.weight.is_cuda):
             return None
-        try:
-            return self._factors(self.weight)
-        except RuntimeError as error:
-            if "Batching rule" not in str(error):
-                raise
-            return None
+        return self._factors(self.weight)
 
     def _take_in(self, rows: Tensor, seen: float) -> None:
         count = seen + len(rows)

@@ -26,6 +26,7 @@ REVEALING = {
     "torch.func",
     "vmap",
     "another default device",
+    "ensemble",
     "checkpointed",
     "FSDP",
     "averaged with buffers",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowplug._arguments import require_instance
 from flowplug._errors import ShapeError
-from flowplug._reading import functional
+from flowplug._reading import functional, hidden, refuse_vmap
 from flowplug.branch._bound import LipschitzBound, lipschitz_bound, outside_autocast
 from flowplug.branch._parts import require_plain
 
@@ -90,7 +90,7 @@ class Branch:
             # No graph, whose tensors checkpointing would count: the passes differ in whether they measure.
             with torch.no_grad(), outside_autocast(self.g):
                 measured = self.certify()
-            self._lipschitz = measured._replace(value=float(measured))
+            self._lipschitz = measured._replace(value=_read(measured))
         return self._lipschitz
 
     def linearize(self, x: Tensor) -> Linearization:
@@ -223,3 +223,15 @@ class _Rows(Linearization):
     def select(self, index: Tensor | slice) -> Linearization:
         """The linearization at the rows in ``index`` of these."""
         return self._whole._at_rows(self._rows[index])
+
+
+def _read(bound: LipschitzBound) -> float:
+    """The value, or what it cannot exceed, where it is hidden from the reader."""
+    if isinstance(bound.value, Tensor) and hidden(bound.value):
+        if bound.limit < 1:
+            return bound.limit
+        refuse_vmap(
+            "the Lipschitz bound of a g that nothing keeps below 1 is read",
+            "map over x alone, or make g of flowplug's networks, such as LipschitzMLP",
+        )
+    return float(bound)

@@ -125,6 +125,21 @@ def _by_rows(case: Case, transform: Any) -> nn.Module:  # noqa: ANN401
     return InWay(transform, forward=partial(mapped, transform), inverse=partial(mapped, transform.inverse))
 
 
+def _in_an_ensemble(case: Case, transform: nn.Module) -> nn.Module:
+    del case
+
+    def first(module: nn.Module, x: Tensor, context: Tensor | None) -> Any:  # noqa: ANN401
+        states: list[dict[str, Tensor]] = [dict(module.named_parameters()), dict(module.named_buffers())]
+        stacked = [{name: torch.stack([value, value.detach()]) for name, value in state.items()} for state in states]
+
+        def member(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:  # noqa: ANN401
+            return torch.func.functional_call(module, (parameters, buffers), (x, context))
+
+        return tuple(part[0] for part in torch.func.vmap(member)(*stacked))
+
+    return InWay(transform, forward=partial(first, transform), inverse=partial(first, _Inverse(transform)))
+
+
 def _no_gpu(case: Case) -> str | None:
     if case.x.is_cuda:
         return "the inputs are on a GPU already, and so are all other ways"
@@ -161,6 +176,13 @@ WAYS: dict[str, Way] = {
             "batches": "vmap maps over one batch dimension",
             "memory": "vmap itself expands what is the same for all rows",
         },
+        refuses=(VmapError,),
+        same_noise=False,
+    ),
+    "ensemble": Way(
+        _in_an_ensemble,
+        unavailable=without_state,
+        lacks={**_WRAPPED, "memory": "vmap itself expands what is the same for all members"},
         refuses=(VmapError,),
         same_noise=False,
     ),

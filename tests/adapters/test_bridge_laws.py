@@ -19,7 +19,7 @@ from bridge_cases import (
     zuko_maf,
     zuko_nsf,
 )
-from cases import DEFAULT_DTYPE, HOSTS_DEVICE, HOSTS_VMAP, Row
+from cases import DEFAULT_DTYPE, HOSTS_DEVICE, HOSTS_ENSEMBLE, HOSTS_VMAP, Row
 from flowplug_nflows import from_nflows
 from flowplug_normflows import from_normflows
 from flowplug_zuko import from_zuko
@@ -70,6 +70,7 @@ UNSCALED_BEFORE = UNSCALED if BEFORE or torch.cuda.is_available() else {}
 HOSTS_START = {
     "the host's own start takes whatever comes first, in units near 1": ("start in any units", "start from few rows"),
     **HOSTS_DEVICE,
+    **HOSTS_ENSEMBLE,
 }
 TWICE = {
     "its integral has no second derivative, which the oracle needs, and says nothing": (
@@ -99,7 +100,9 @@ TABLE = {
     "nflows inverse MAF": bridged(from_nflows, lambda: nt.InverseTransform(maf())),
     "nflows permutation": bridged(from_nflows, lambda: nt.RandomPermutation(3), exempt=CONSTANT),
     "nflows ActNorm": bridged(from_nflows, lambda: nt.ActNorm(3), exempt=HOSTS_START),
-    "nflows composite": bridged(from_nflows, lambda: nflows_composite(2), context=2, exempt=HOSTS_DEVICE),
+    "nflows composite": bridged(
+        from_nflows, lambda: nflows_composite(2), context=2, exempt={**HOSTS_DEVICE, **HOSTS_ENSEMBLE}
+    ),
     "nflows images": bridged(
         from_nflows,
         lambda: nt.CompositeTransform([nt.ActNorm(2), nt.OneByOneConvolution(2)]),
@@ -134,7 +137,9 @@ TABLE = {
     "zuko MAF": bridged(from_zuko, zuko_maf, exempt=UNSCALED),
     "zuko MAF context": bridged(from_zuko, lambda: zuko_maf(context=2), context=2, exempt=UNSCALED_BEFORE),
     "zuko NSF": bridged(from_zuko, lambda: zuko_nsf(context=2), context=2),
-    "zuko coupling": bridged(from_zuko, lambda: zuko.flows.GeneralCouplingTransform(3, hidden_features=(8,))),
+    "zuko coupling": bridged(
+        from_zuko, lambda: zuko.flows.GeneralCouplingTransform(3, hidden_features=(8,)), exempt=HOSTS_ENSEMBLE
+    ),
     "zuko inverse": bridged(from_zuko, lambda: zuko_maf().inv),
     "zuko rotation": bridged(from_zuko, rotation, exempt=CONSTANT),
     "zuko element-wise": bridged(from_zuko, affine),

@@ -94,6 +94,11 @@ class Flip(torch.autograd.Function):
         return x.flip(in_dims[0]), in_dims[0]
 
 
+class ReadsItsWeights(Linear):
+    def logabsdet(self):
+        return super().logabsdet() if self.weight[0, 0] else self.weight.diagonal().log().sum()
+
+
 class MadeOnTheDefaultDevice(Linear):
     def map(self, x):
         return super().map(x) * torch.ones(3, dtype=x.dtype)
@@ -355,6 +360,7 @@ CAUGHT_BY = [
     (InverseByMatrix, "same numbers", "autocast"),
     (SharedMemory, "inputs left alone", "eager"),
     (MixesRows, "same numbers", "vmap"),
+    (ReadsItsWeights, "same numbers", "ensemble"),
     (MadeOnTheDefaultDevice, "same numbers", "another default device"),
     (DetachedWhenCompiled, "same numbers", "compiled"),
     (OwnAutograd, "same numbers", "inference mode"),

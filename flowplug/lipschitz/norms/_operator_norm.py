@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from flowplug._reading import hidden, refuse_vmap
 from flowplug.branch import LipschitzBound
 
 
@@ -68,4 +69,8 @@ class OperatorNorm(abc.ABC):
 
 
 def _number(order: float | Tensor) -> float:
-    return float(order.detach()) if isinstance(order, Tensor) else order
+    if not isinstance(order, Tensor):
+        return order
+    if hidden(order):
+        refuse_vmap("the learned order of a norm is read", "map over x alone, or use a norm of fixed order")
+    return float(order.detach())
