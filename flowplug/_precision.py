@@ -1,15 +1,62 @@
 """What is computed in a precision of its own: outside autocast, and in no less than single precision."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class _Switch(NamedTuple):
+    """Where torch keeps how exact products of single precision are, and what stands for exactly."""
+
+    owner: Any
+    name: str
+    exact: str | bool
+
+
+def _switches() -> dict[str, list[_Switch]]:
+    backends: Any = torch.backends  # whose parts are not declared
+    cuda, cudnn, cpu = backends.cuda.matmul, backends.cudnn, backends.mkldnn
+    if hasattr(cudnn, "conv"):
+        parts = {"cuda": (cuda, cudnn.conv), "cpu": (cpu.matmul, cpu.conv)}
+        return {kind: [_Switch(part, "fp32_precision", "ieee") for part in some] for kind, some in parts.items()}
+    return {"cuda": [_Switch(cuda, "allow_tf32", exact=False), _Switch(cudnn, "allow_tf32", exact=False)]}
+
+
+_SWITCHES = _switches()
+
+
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Leaves autocast: neither a bound nor an inverse comes from products in half precision."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocast_enabled(tensor) else nullcontext()
+    """Leaves autocast, and products of single precision that are rounded to 7 or 10 bits: for bounds and inverses.
+
+    Compiled graphs leave the first alone.
+    """
+    autocast = autocast_enabled(tensor)
+    if torch.compiler.is_compiling():
+        return torch.autocast(tensor.device.type, enabled=False) if autocast else nullcontext()
+    rounded = [] if tensor.dtype == torch.float64 else _rounded(tensor.device.type)
+    return _exactly(tensor.device.type, rounded, autocast=autocast) if rounded or autocast else nullcontext()
+
+
+def _rounded(kind: str) -> list[tuple[_Switch, str | bool]]:
+    """The switches that are not set to what is exact, and what they are set to."""
+    found = ((switch, getattr(switch.owner, switch.name)) for switch in _SWITCHES.get(kind, ()))
+    return [(switch, value) for switch, value in found if value not in (switch.exact, "none")]
+
+
+@contextmanager
+def _exactly(kind: str, rounded: list[tuple[_Switch, str | bool]], *, autocast: bool) -> Iterator[None]:
+    # Whoever comes in the meantime finds them as they should be, and leaves them to the first.
+    for switch, _ in rounded:
+        setattr(switch.owner, switch.name, switch.exact)
+    try:
+        with torch.autocast(kind, enabled=False) if autocast else nullcontext():
+            yield
+    finally:
+        for switch, value in rounded:
+            setattr(switch.owner, switch.name, value)
 
 
 def autocast_enabled(tensor: Tensor) -> bool:

@@ -21,7 +21,7 @@ from flowplug._errors import (
     NonFiniteError,
     ShapeError,
 )
-from flowplug._precision import full_precision
+from flowplug._precision import autocast_enabled, full_precision
 from flowplug._reading import Later, first_parameter, refuse_non_finite, transformed
 from flowplug._start import reset, starting
 
@@ -125,11 +125,8 @@ class Transform(nn.Module, abc.ABC):
             FlowplugError: As in `forward`.
         """
         y, context = self._check_as(f"{type(self).__name__}.inverse", y, context, self.latent_dim, self.latent_shape)
-        kind = y.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-            return self._inverse(y, context)
         # An inverse is asked for with a precision that autocast does not have.
-        like = self._like()
+        like = self._like() if autocast_enabled(y) else None
         if like is not None:
             y, context = y.to(like.dtype), None if context is None else context.to(like.dtype)
         with full_precision(y):

@@ -28,8 +28,8 @@ class LipschitzCNN(LipschitzNetwork):
     with :math:`|\hat W_l *| \le` ``bound ** (1 / n)`` and 1-Lipschitz :math:`\phi_l`. The context shifts all pixels of
     a channel alike, without a constraint. With element-wise activations products with the Jacobian walk no graph.
 
-    On a GPU, torch rounds the factors in convolutions of float32 to 10 bits, and inverses are no more exact than that,
-    unless ``torch.backends.cudnn.allow_tf32 = False``.
+    On a GPU, torch rounds the factors in convolutions of float32 to 10 bits, unless ``torch.backends.cudnn.allow_tf32 =
+    False``. Inverses and bounds are exact either way, but a round trip is no more exact than its way forth.
 
     Args:
         channels: Number of channels of the images.

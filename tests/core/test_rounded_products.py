@@ -1,0 +1,133 @@
+"""Products that torch rounds to 10 bits where it is told to, as GPUs do: bounds, starts and inverses are exact."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import flowplug as fp
+
+aten = torch.ops.aten
+FACTORS = {
+    aten.mm.default: (0, 1),
+    aten.mv.default: (0, 1),
+    aten.bmm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.addmv.default: (1, 2),
+    aten.baddbmm.default: (1, 2),
+    aten.convolution.default: (0, 1),
+}
+NEW = hasattr(torch.backends.cudnn, "conv")
+pytestmark = pytest.mark.skipif(
+    not NEW, reason="before torch 2.9 a CPU has no such switch, which stands for a GPU here"
+)
+
+
+class Rounded(TorchDispatchMode):
+    """A CPU that does as it is told, without having the units for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        args = list(args)
+        part = torch.backends.mkldnn.conv if function is aten.convolution.default else torch.backends.mkldnn.matmul
+        for number in FACTORS.get(function, ()) if part.fp32_precision == "tf32" else ():
+            if args[number].dtype != torch.float32:
+                continue
+            bits = args[number].contiguous().view(torch.int32)
+            args[number] = ((bits + 0x1000) & ~0x1FFF).view(torch.float32).reshape(args[number].shape)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def _single(users_defaults):
+    del users_defaults
+
+
+@pytest.fixture
+def rounded():
+    """A context in which products are rounded; what torch was told is still told after it."""
+    parts = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+    before = [part.fp32_precision for part in parts]
+
+    @contextlib.contextmanager
+    def context():
+        for part in parts:
+            part.fp32_precision = "tf32"
+        try:
+            with Rounded():
+                yield
+            assert [part.fp32_precision for part in parts] == ["tf32", "tf32"]
+        finally:
+            for part, value in zip(parts, before, strict=True):
+                part.fp32_precision = value
+
+    return context
+
+
+MAKES = {
+    "residual": lambda: fp.ResidualTransform(fp.LipschitzMLP(6, (64, 64), zero_last=False)),
+    "fixed point": lambda: fp.ResidualTransform(fp.LipschitzMLP(6, (64,), zero_last=False), solver=fp.FixedPoint()),
+    "Gram": lambda: fp.ResidualTransform(fp.LipschitzMLP(6, (16,), norm=fp.Gram(), zero_last=False)),
+    "images": lambda: fp.ResidualTransform(fp.LipschitzCNN(2, (8,), zero_last=False), event_dim=3),
+    "dense": lambda: fp.DenseTransform(40),
+    "1x1": lambda: fp.DenseConv1x1(4),
+    "whitening": lambda: fp.Whitening(6),
+    "stack": lambda: fp.ResidualStack(6, 2, (16,)),
+}
+
+
+def made(name):
+    torch.manual_seed(1)
+    transform = MAKES[name]()
+    size = {"images": (2, 5, 5), "1x1": (4, 3, 3), "dense": (40,)}.get(name, (6,))
+    return transform, torch.randn(200, *size) + 1
+
+
+def test_products_are_rounded_here(rounded):
+    a = torch.rand(9, 9)
+    with rounded():
+        product = a @ a
+    assert 1e-5 < float((product - a @ a).abs().max()) < 1e-1
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_inverses_are_exact(name, rounded):
+    transform, x = made(name)
+    transform(x)
+    y = transform.eval()(x)[0].detach()
+    wanted = transform.inverse(y)[0]
+    with rounded():
+        got = transform.inverse(y)[0]
+    torch.testing.assert_close(got, wanted)
+
+
+def test_starts_are_exact(rounded):
+    whitening, x = made("whitening")
+    whitening(x)
+    with rounded():
+        twin, _ = made("whitening")
+        y, _ = twin(x)
+    torch.testing.assert_close(twin.state_dict(), whitening.state_dict())
+    torch.testing.assert_close(y, whitening(x)[0])
+
+
+@pytest.mark.parametrize("name", ["residual", "fixed point", "Gram", "images"])
+def test_bounds_are_exact(name, rounded):
+    transform, _ = made(name)
+    wanted = float(transform.lipschitz)
+    with rounded():
+        assert float(transform.lipschitz) == pytest.approx(wanted, rel=1e-6)
+    assert float(transform.lipschitz) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_gradients_through_inverses_are_exact(rounded):
+    transform, x = made("residual")
+
+    def gradient():
+        y = x.clone().requires_grad_()
+        (found,) = torch.autograd.grad(transform.inverse(y)[0].square().sum(), y)
+        return found
+
+    wanted = gradient()
+    with rounded():
+        torch.testing.assert_close(gradient(), wanted, rtol=2e-3, atol=2e-3)
