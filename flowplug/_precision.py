@@ -26,6 +26,7 @@ def _switches() -> dict[str, list[_Switch]]:
 
 
 _SWITCHES = _switches()
+_HIGHEST = "highest"
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -48,7 +49,11 @@ def _rounded(kind: str) -> list[tuple[_Switch, str | bool]]:
 
 @contextmanager
 def _exactly(kind: str, rounded: list[tuple[_Switch, str | bool]], *, autocast: bool) -> Iterator[None]:
-    # Whoever comes in the meantime finds them as they should be, and leaves them to the first.
+    # Whoever comes in the meantime finds them as they should be, and leaves them to the first. An older switch has to
+    # agree with the newer ones where it is what the caller used.
+    older = _older() if rounded else _HIGHEST
+    if older != _HIGHEST:
+        torch.set_float32_matmul_precision(_HIGHEST)
     for switch, _ in rounded:
         setattr(switch.owner, switch.name, switch.exact)
     try:
@@ -57,6 +62,15 @@ def _exactly(kind: str, rounded: list[tuple[_Switch, str | bool]], *, autocast: 
     finally:
         for switch, value in rounded:
             setattr(switch.owner, switch.name, value)
+        if older != _HIGHEST:
+            torch.set_float32_matmul_precision(older)
+
+
+def _older() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer ones have the say
+        return _HIGHEST
 
 
 def autocast_enabled(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowplug as fp
+from flowplug._precision import full_precision
 
 aten = torch.ops.aten
 FACTORS = {
@@ -43,22 +44,42 @@ def _single(users_defaults):
     del users_defaults
 
 
-@pytest.fixture
-def rounded():
+PARTS = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv) if NEW else ()
+
+
+def older():
+    torch.set_float32_matmul_precision("high")
+
+
+def newer():
+    for part in PARTS:
+        part.fp32_precision = "tf32"
+
+
+def told():
+    try:
+        first = torch.get_float32_matmul_precision()
+    except RuntimeError:  # where the newer switches are used
+        first = None
+    return [first, *(part.fp32_precision for part in PARTS)]
+
+
+@pytest.fixture(params=[older, newer])
+def rounded(request):
     """A context in which products are rounded; what torch was told is still told after it."""
-    parts = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
-    before = [part.fp32_precision for part in parts]
+    before = told()
 
     @contextlib.contextmanager
     def context():
-        for part in parts:
-            part.fp32_precision = "tf32"
+        request.param()
+        inside = told()
         try:
             with Rounded():
                 yield
-            assert [part.fp32_precision for part in parts] == ["tf32", "tf32"]
+            assert told() == inside
         finally:
-            for part, value in zip(parts, before, strict=True):
+            torch.set_float32_matmul_precision(before[0])
+            for part, value in zip(PARTS, before[1:], strict=True):
                 part.fp32_precision = value
 
     return context
@@ -88,6 +109,12 @@ def test_products_are_rounded_here(rounded):
     with rounded():
         product = a @ a
     assert 1e-5 < float((product - a @ a).abs().max()) < 1e-1
+
+
+def test_switches_agree_inside(rounded):
+    with rounded(), full_precision(torch.zeros(1)):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
 
 
 @pytest.mark.parametrize("name", MAKES)
