@@ -74,18 +74,13 @@ def tables(counts: Tensor, width: float) -> Tables:
     outside = 0.5 / (rows + 2)
     mass = (1 - 2 * outside) * shares(counts)
     # Each from its own end: a share near 1 has no digits left for what is beyond it.
-    below = torch.cat([outside, outside + _rising_sums(mass)], -1)
-    above = torch.cat([outside, outside + _rising_sums(mass.flip(-1))], -1).flip(-1)
+    below = torch.cat([outside, outside + mass.cumsum(-1)], -1)
+    above = torch.cat([outside, outside + mass.flip(-1).cumsum(-1)], -1).flip(-1)
     end = -torch.special.ndtri(outside)
     upper = above < below
     cells = torch.stack([below[:, :-1], above[:, 1:], mass, mass.log() - math.log(width)], -1)
     keys = key(torch.where(upper, above, below), upper)
     return Tables(cells.flatten(0, 1), keys, end, 2 * end / (width * counts.shape[-1]), rows == 0)
-
-
-def _rising_sums(masses: Tensor) -> Tensor:
-    """Those of all up to each. GPUs add up in blocks, by whose rounding a sum may be less than the one before."""
-    return masses.cumsum(-1).cummax(-1).values
 
 
 def shares(counts: Tensor) -> Tensor:
